@@ -1,0 +1,46 @@
+# Everything here sets up .venv by itself: Python 3.11 or newer, make and a network are all that is needed.
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lab lint notebooks clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12  the interpreter that .venv is made from      (now: $(PYTHON))"
+	@echo "  ARGS=\"--quick\"     more options for report, test and notebooks"
+	@echo "  NNLIB_DATA_DIR=…   the folder that holds cifar-10-batches-py    (otherwise: data/)"
+
+report: $(READY)  ## execute every notebook and write report/index.html (first run: downloads CIFAR-10, 170 MB)
+	$(BIN)/nnlib report $(ARGS)
+
+test: $(READY)  ## run the tests, WORKERS=2 at a time
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(READY)  ## for maintainers: execute the notebooks in place, with their outputs and figures
+	$(BIN)/python -m nnlib.report $(ARGS)
+
+clean:  ## remove .venv, report/ and caches; the data and your runs stay
+	rm -rf $(VENV) report build nnlib.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamp is older than pyproject.toml after a change of the dependencies: pip then brings .venv up to date.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "nnlib needs Python 3.11 or newer; name one: make PYTHON=python3.12 …"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
