@@ -1,0 +1,163 @@
+"""Run the course's notebooks: in a fresh kernel, with parameters, and clean enough to commit or to print."""
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, DeadKernelError
+from nbformat import NotebookNode
+from papermill.parameterize import parameterize_notebook
+from tqdm import tqdm
+
+from nnlib.errors import NNLibError
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+CELL_TIMEOUT = 6 * 3600  # seconds; the longest training on real data takes a good part of an hour
+
+
+class ReportError(NNLibError):
+    """The report could not be made, or a notebook in it failed."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One executed notebook; ``error`` says in one line where it stopped, None where it did not."""
+
+    name: str
+    notebook: NotebookNode
+    seconds: float
+    error: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The notebook's first heading, otherwise its file name."""
+        for cell in self.notebook.cells:
+            if cell.cell_type == "markdown" and (heading := re.search(r"^# +(.+)$", cell.source, re.M)):
+                return heading[1].strip()
+        return self.name
+
+
+def find_notebooks(folder: str | Path | None = None, chosen: Iterable[str] | None = None) -> list[Path]:
+    """Return the numbered notebooks in ``folder`` (default: beside the checkout), or the ``chosen``."""
+    folder = Path(folder) if folder else Path(__file__).resolve().parents[1] / "notebooks"
+    paths = sorted(folder.glob("[0-9][0-9]*_*.ipynb"))
+    if not paths:
+        remedy = "run this in a checkout of nnlib, or name the folder with notebooks_dir (--notebooks-dir)"
+        raise ReportError(f"{folder}: there are no notebooks named like 01_name.ipynb here; {remedy}.")
+    if chosen is None:
+        return paths
+    return [_choose(name, paths) for name in chosen]
+
+
+def _choose(name: str, paths: list[Path]) -> Path:
+    for path in paths:
+        if name in (path.name, path.stem) or path.stem.split("_")[0] == name.zfill(2):
+            return path
+    raise ReportError(f"notebook {name!r} is not there; there are {', '.join(p.stem for p in paths)}.")
+
+
+def execute(
+    path: str | Path,
+    parameters: dict[str, Any] | None = None,
+    env: dict[str, str] | None = None,
+    label: str | None = None,
+) -> Page:
+    """Run a notebook in its folder and a fresh kernel; the file stays as it is. The result is clean enough to commit.
+
+    ``parameters`` are set after the cell tagged ``parameters``; ``env`` adds to the kernel's environment; ``label``
+    stands beside the progress bar that a terminal shows.
+    """
+    path = Path(path).resolve()
+    notebook = nbformat.read(path, as_version=4)
+    if parameters:
+        notebook = _inject(notebook, parameters)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    start = time.perf_counter()
+    error = _run(notebook, path.parent, _kernel_environment() | (env or {}), label or path.stem)
+    seconds = time.perf_counter() - start
+    notebook = _clean(notebook)
+    return Page(path.stem, notebook, seconds, _explain(error, notebook) if error else None)
+
+
+def _inject(notebook: NotebookNode, parameters: dict[str, Any]) -> NotebookNode:
+    notebook.metadata.papermill = {}  # papermill takes this, and tags on every cell, as given
+    for cell in notebook.cells:
+        cell.metadata.setdefault("tags", [])
+    return parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
+
+
+def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) -> Exception | None:
+    """Execute the cells in place; return what stopped it, if anything did."""
+    with tqdm(total=len(notebook.cells), desc=label, unit="cell", leave=False, disable=None) as bar:
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(folder)}},
+            extra_arguments=["--log-level=40"],  # errors only: the kernel warns of its own transport at each start
+            record_timing=False,
+            store_widget_state=False,
+            coalesce_streams=True,
+            on_cell_complete=lambda **_: bar.update(),
+        )
+        try:
+            client.execute(env=env)
+        except (CellControlSignal, DeadKernelError) as error:
+            return error
+    return None
+
+
+def _kernel_environment() -> dict[str, str]:
+    env = os.environ | {"TQDM_DISABLE": "1"}  # a bar that is saved says 0 % for ever
+    if folder := env.get("NNLIB_DATA_DIR"):
+        env["NNLIB_DATA_DIR"] = str(Path(folder).resolve())  # the kernel runs in another folder
+    return env
+
+
+def _explain(error: Exception, notebook: NotebookNode) -> str:
+    """Name the code cell and the error, in one line."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, start=1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"cell {number}: {output.ename}: {output.evalue}"
+    done = sum(cell.execution_count is not None for cell in code)
+    return f"cell {done or 1}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+
+def _clean(notebook: NotebookNode) -> NotebookNode:
+    """Drop what is of one moment or machine: widget views, the injected cell, timings and versions."""
+    cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    for cell in cells:
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]
+    for number, cell in enumerate(code, start=1):
+        cell.metadata.pop("execution", None)
+        cell.execution_count = number if cell.execution_count is not None else None
+        cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = cell.execution_count
+    notebook.cells = cells
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = NotebookNode(kernelspec=NotebookNode(kernel), language_info=NotebookNode(name="python"))
+    return notebook
+
+
+def refresh(notebooks: Iterable[str] | None = None, notebooks_dir: str | Path | None = None) -> None:
+    """Execute notebooks and write them back with their outputs; one that fails is left as it was."""
+    for path in find_notebooks(notebooks_dir, notebooks):
+        page = execute(path)
+        if page.error:
+            raise ReportError(f"{page.name}, {page.error}. The file is as it was.")
+        nbformat.write(page.notebook, path)
+        print(f"{page.name}: {page.seconds:.0f} s")

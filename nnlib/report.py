@@ -1,0 +1,180 @@
+"""The report: the notebooks, executed and merged into one HTML page that needs nothing outside itself."""
+
+import os
+import platform
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import pass_context
+from latex2mathml.converter import convert
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+from nbformat.v4 import new_notebook
+
+from nnlib.errors import HyperparameterError
+from nnlib.notebooks import Page, ReportError, execute, find_notebooks
+
+TITLE = "A three-layer network for CIFAR-10, written by hand"
+CODE = ("fold", "hide", "show")
+
+# What latex2mathml does not know, in words that it knows; and the one sign that it takes for a letter.
+SYNONYMS = {r"{aligned}": r"{split}", r"{gathered}": r"{split}", r"{gather}": r"{split}", r"{align}": r"{align*}"}
+TILDE, SIMILAR = "<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"
+
+
+def build(
+    output: str | Path = "report",
+    notebooks: Iterable[str] | None = None,
+    dataset: str = "auto",
+    quick: bool = False,
+    author: str | None = None,
+    code: str = "fold",
+    notebooks_dir: str | Path | None = None,
+) -> Path:
+    """Execute the notebooks and write ``output/index.html``; the notebooks themselves stay as they are.
+
+    ``notebooks`` chooses by number or name; ``code`` is "fold", "hide" or "show". A notebook that fails is marked in
+    the report. Raises ReportError at the end, when the report is written, if any failed.
+    """
+    if code not in CODE:
+        raise HyperparameterError(f"code: {code!r} is not allowed; one of {', '.join(CODE)}.")
+    paths, output = find_notebooks(notebooks_dir, notebooks), Path(output)
+    data = _describe_data(dataset)
+    print(f"data: {data['Data']}", flush=True)
+    # What was found once is asked for by name: no notebook tries the same download again.
+    parameters = {"dataset": "cifar10" if data["Data"].startswith("cifar10") else "standin", "quick": quick}
+    pages = _execute_all(paths, parameters, {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())})
+    facts = ({"Author": author} if author else {}) | _describe_run(pages, quick) | data | _describe_environment()
+    target = output / "index.html"
+    output.mkdir(parents=True, exist_ok=True)
+    target.write_text(render(pages, facts, code), encoding="utf-8")
+    print(f"report: {target}")
+    if failed := [f"{page.name}, {page.error}" for page in pages if page.error]:
+        raise ReportError(f"{len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}.")
+    return target
+
+
+def _execute_all(paths: list[Path], parameters: dict[str, Any], env: dict[str, str]) -> list[Page]:
+    pages = []
+    for number, path in enumerate(paths, start=1):
+        label = f"[{number}/{len(paths)}] {path.stem}"
+        pages.append(page := execute(path, parameters, env, label))
+        print(f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s", flush=True)
+    return pages
+
+
+def _describe_data(dataset: str) -> dict[str, str]:
+    import nnlib
+
+    data = nnlib.load_dataset(dataset)
+    return {"Data": data.source, "Fingerprint": data.fingerprint}
+
+
+def _describe_run(pages: list[Page], quick: bool) -> dict[str, str]:
+    total = sum(page.seconds for page in pages)
+    settings = " at quick settings: the numbers are those of a short run" if quick else ""
+    return {
+        "Date": f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}",
+        "Run time": f"{total / 60:.1f} minutes, {len(pages)} notebooks{settings}",
+    }
+
+
+def _describe_environment() -> dict[str, str]:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    return {"Software": f"nnlib {version('nnlib')}, Python {platform.python_version()}, {packages}", "Machine": machine}
+
+
+def render(pages: list[Page], facts: dict[str, str], code: str = "fold") -> str:
+    """Return the HTML of ``pages`` behind a title page that lists ``facts``."""
+    merged = new_notebook(cells=[cell for number, page in enumerate(pages) for cell in _numbered(page, number)])
+    merged.metadata = NotebookNode(title=TITLE, language_info=NotebookNode(name="python"))
+    exporter = ReportExporter(pages=pages)
+    exporter.environment.globals.update(title=TITLE, pages=pages, facts=facts, code=code, contents=exporter.contents)
+    html, _ = exporter.from_notebook_node(merged)
+    return str(html)
+
+
+def _numbered(page: Page, number: int) -> list[NotebookNode]:
+    """Tell each cell its page, and each picture its number and caption."""
+    figures = 0
+    for index, cell in enumerate(page.notebook.cells):
+        cell.id = f"{page.name}-{index}"
+        cell.metadata.page = number
+        for output in cell.get("outputs", []):
+            if {"image/png", "image/svg+xml"} & set(output.get("data", {})):
+                figures += 1
+                alt = output.metadata.get("image/png", {}).get("alt") or cell.metadata.get("alt", "")
+                output.metadata.figure = {"number": f"{number + 1}.{figures}", "caption": alt}
+    return list(page.notebook.cells)
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """Return LaTeX as MathML, which browsers draw without a script; what cannot be read is shown as it stands."""
+    for old, new in SYNONYMS.items():
+        latex = latex.replace(old, new)
+    try:
+        return str(convert(latex, display=display)).replace(TILDE, SIMILAR)
+    except Exception:  # latex2mathml raises errors of many kinds, IndexError among them
+        return f"<code>{escape(latex)}</code>"
+
+
+class Renderer(IPythonRenderer):
+    """Markdown to HTML: mathematics as MathML, headings with addresses unique in the report, links that stay in it."""
+
+    def __init__(self, page: str, pages: list[str], contents: list[tuple[str, int, str, str]], **options: Any):
+        super().__init__(escape=False, **options)
+        self.page, self.pages, self.contents = page, pages, contents
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def multiline_math(self, text: str) -> str:
+        return mathml(text.strip("$"), "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def heading(self, text: str, level: int, **attrs: Any) -> str:
+        words = re.sub(r"\W+", "-", re.sub(r"<[^>]+>", "", text)).strip("-")
+        address = unique = f"{self.page}--{words}"
+        taken = {entry[2] for entry in self.contents}
+        while unique in taken:
+            unique = f"{address}-{len(taken)}"
+        self.contents.append((self.page, level, unique, text))
+        return f'<h{level} id="{unique}">{text}</h{level}>\n'
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        file, _, place = url.partition("#")
+        target = Path(file).stem if file.endswith(".ipynb") else "" if file else self.page
+        if target in self.pages:
+            url = f"#{target}--{place}" if place else f"#{target}"
+        elif target:
+            return text  # a notebook that is not in this report
+        return str(super().link(text, url, title))
+
+
+class ReportExporter(HTMLExporter):  # type: ignore[misc]
+    """nbconvert's HTML exporter with the template beside this file; ``contents`` fills while cells are rendered."""
+
+    def __init__(self, pages: list[Page], **options: Any):
+        self.pages = [page.name for page in pages]
+        self.contents: list[tuple[str, int, str, str]] = []
+        folder = Path(__file__).parent / "templates"
+        super().__init__(template_name="nnlib", extra_template_basedirs=[str(folder)], **options)
+
+    @pass_context
+    def markdown2html(self, context: Any, source: str) -> str:
+        cell = context.get("cell", {})
+        page = self.pages[cell.metadata.page]
+        renderer = Renderer(page, self.pages, self.contents, attachments=cell.get("attachments", {}))
+        return str(MarkdownWithMath(renderer=renderer).render(source))
