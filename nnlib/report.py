@@ -163,7 +163,7 @@ class Renderer(IPythonRenderer):
         return str(super().link(text, url, title))
 
 
-class ReportExporter(HTMLExporter):  # type: ignore[misc]
+class ReportExporter(HTMLExporter):
     """nbconvert's HTML exporter with the template beside this file; ``contents`` fills while cells are rendered."""
 
     def __init__(self, pages: list[Page], **options: Any):

@@ -48,12 +48,11 @@ def course(tmp_path: Path) -> Path:
     """Two small notebooks: one that runs, one that fails in its second code cell."""
     folder = tmp_path / "course"
     folder.mkdir()
-    show = (
-        "import os\nfrom IPython.display import Image, display\n"
-        f"print(dataset, quick, os.environ['TQDM_DISABLE'], os.environ['NNLIB_FIGURES_DIR'], os.getcwd())\n"
-        f"display({{'application/vnd.jupyter.' + 'wid' 'get-view+json': {{'model_id': '0'}}, 'text/plain': 'Sli' 'der'}}, raw=True)\n"
-        f"display({{'image/png': '{PIXEL}'}}, raw=True, metadata={{'image/png': {{'alt': 'loss falls'}}}})"
-    )
+    show = f"""import os
+from IPython.display import display
+print(dataset, quick, os.environ['TQDM_DISABLE'], os.environ['NNLIB_FIGURES_DIR'], os.getcwd())
+display({{'application/vnd.jupyter.wid' 'get-view+json': {{'model_id': '0'}}, 'text/plain': 'Sli' 'der'}}, raw=True)
+display({{'image/png': '{PIXEL}'}}, raw=True, metadata={{'image/png': {{'alt': 'loss falls'}}}})"""
     write_notebook(
         folder / "01_runs.ipynb", new_markdown_cell(INTRODUCTION), new_code_cell(show), new_code_cell("1 + 1")
     )
