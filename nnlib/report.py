@@ -23,9 +23,13 @@ from nnlib.notebooks import Page, ReportError, execute, find_notebooks
 TITLE = "A three-layer network for CIFAR-10, written by hand"
 CODE = ("fold", "hide", "show")
 
-# What latex2mathml does not know, in words that it knows; and the one sign that it takes for a letter.
+# What latex2mathml does not know, in words that it knows; then what it takes for a letter, or lets grow with its row.
 SYNONYMS = {r"{aligned}": r"{split}", r"{gathered}": r"{split}", r"{gather}": r"{split}", r"{align}": r"{align*}"}
-TILDE, SIMILAR = "<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"
+SIGNS = {"<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>"} | {
+    f"<mo>{bar}</mo>": f'<mo stretchy="false">{bar}</mo>' for bar in ("&#x02016;", "&#x0007C;", "|")
+}
+# A function's name that neither has an index nor stands before a parenthesis is followed by a thin space.
+FUNCTION = re.compile(r"(?<!<msub>)(?<!<msup>)(?<!<munder>)(<mi>[a-z]{2,}</mi>)(?!<mo|</)")
 
 
 def build(
@@ -117,12 +121,17 @@ def _numbered(page: Page, number: int) -> list[NotebookNode]:
 
 def mathml(latex: str, display: str = "inline") -> str:
     """Return LaTeX as MathML, which browsers draw without a script; what cannot be read is shown as it stands."""
-    for old, new in SYNONYMS.items():
-        latex = latex.replace(old, new)
     try:
-        return str(convert(latex, display=display)).replace(TILDE, SIMILAR)
+        found = str(convert(_replace(latex, SYNONYMS), display=display))
     except Exception:  # latex2mathml raises errors of many kinds, IndexError among them
         return f"<code>{escape(latex)}</code>"
+    return FUNCTION.sub(r'\1<mspace width="0.17em"></mspace>', _replace(found, SIGNS))
+
+
+def _replace(text: str, table: dict[str, str]) -> str:
+    for old, new in table.items():
+        text = text.replace(old, new)
+    return text
 
 
 class Renderer(IPythonRenderer):
