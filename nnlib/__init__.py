@@ -1,0 +1,44 @@
+"""nnlib: a fully connected neural network for CIFAR-10 in NumPy, with every gradient derived and coded by hand."""
+
+from nnlib.activations import ACTIVATIONS, Activation, register_activation
+from nnlib.checkpoints import load_model, save_model
+from nnlib.datasets import Dataset, Split, load_dataset
+from nnlib.errors import CheckpointError, DataError, HyperparameterError, NNLibError, TrainingDiverged
+from nnlib.evaluation import Evaluation, evaluate
+from nnlib.gradcheck import check_gradients
+from nnlib.hyperparameters import RECIPES, Hyperparameters
+from nnlib.losses import softmax, softmax_cross_entropy
+from nnlib.model import MLP
+from nnlib.schedules import make_schedule
+from nnlib.training import Callback, Trainer, TrainingRun, load_run, train
+
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "RECIPES",
+    "Activation",
+    "Callback",
+    "CheckpointError",
+    "DataError",
+    "Dataset",
+    "Evaluation",
+    "HyperparameterError",
+    "Hyperparameters",
+    "NNLibError",
+    "Split",
+    "Trainer",
+    "TrainingDiverged",
+    "TrainingRun",
+    "check_gradients",
+    "evaluate",
+    "load_dataset",
+    "load_model",
+    "load_run",
+    "make_schedule",
+    "register_activation",
+    "save_model",
+    "softmax",
+    "softmax_cross_entropy",
+    "train",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,156 @@
+"""Models and training states on disk: NumPy's npz without pickle, written atomically, refused when anything is odd.
+
+A file holds arrays and one JSON text, ``meta``, with what they are. Every member of an npz has a CRC-32, so that a
+flipped bit is found; declared sizes are compared with the file's before memory is taken.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from nnlib.errors import CheckpointError, HyperparameterError
+from nnlib.model import MLP, Array
+from nnlib.preprocessing import Preprocessing
+
+VERSION = 1
+STORAGE = ("float32", "float64", "float16")
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Path:
+    """Let ``write(file)`` fill a temporary file, then move it to ``path``: the whole new file, or the old one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; Windows cannot open folders and needs none of it."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write ``text`` to ``path`` atomically, as UTF-8."""
+    return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, Array], meta: Mapping[str, Any]) -> Path:
+    """Write ``arrays`` and ``meta`` (anything JSON can hold) to one file at ``path``, atomically."""
+    text = np.array(json.dumps({"version": VERSION, **meta}))
+    # numpy's stub wants the keywords to be named one by one
+    return write_atomically(path, lambda file: np.savez(file, meta=text, **arrays))  # type: ignore[arg-type]
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Return (arrays, meta) as ``write_arrays`` wrote them. Raises CheckpointError for a file it did not write."""
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _refuse_false_size(archive, member)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays.pop("meta")))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file.") from None
+    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError, MemoryError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}); use another copy.") from None
+    if not isinstance(meta, dict) or meta.get("version") != VERSION:
+        found = meta.get("version") if isinstance(meta, dict) else meta
+        raise CheckpointError(f"{path}: format version {found!r}, but this nnlib reads {VERSION}; update nnlib.")
+    return arrays, meta
+
+
+def _refuse_false_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError where an array's header declares another size than its member of the archive has."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = read(file)
+        declared = file.tell() + int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
+    if declared != member.file_size or member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} declares {declared} bytes and has {member.file_size}")
+
+
+def preprocessing_arrays(preprocessing: Preprocessing | None) -> dict[str, Array]:
+    """Return the arrays of ``preprocessing`` under the names that files use."""
+    if preprocessing is None:
+        return {}
+    arrays = {"scale": preprocessing.scale, "offset": preprocessing.offset, "matrix": preprocessing.matrix}
+    return {f"preprocessing.{name}": a for name, a in arrays.items() if a is not None}
+
+
+def preprocessing_from(arrays: Mapping[str, Array]) -> Preprocessing | None:
+    """Return the preprocessing that ``preprocessing_arrays`` turned into ``arrays``."""
+    if "preprocessing.scale" not in arrays:
+        return None
+    names = ("scale", "offset", "matrix")
+    parts = [arrays.get(f"preprocessing.{n}") for n in names]
+    return Preprocessing(*(p if p is None else p.astype(np.float32) for p in parts))  # type: ignore[arg-type]
+
+
+def save_model(model: MLP, path: str | Path, *, storage: str | None = None) -> Path:
+    """Write everything that a prediction needs to ``path``: parameters, activations, preprocessing, class names.
+
+    ``storage`` "float16" halves the file at the price of rounding every weight to about three digits; None keeps the
+    model's own dtype. Raises HyperparameterError for another.
+    """
+    storage = storage or model.dtype.name
+    if storage not in STORAGE:
+        raise HyperparameterError(f"storage: {storage!r} is not known. Known: {', '.join(STORAGE)}.")
+    arrays = {**model.parameters, **preprocessing_arrays(model.preprocessing)}
+    meta = {
+        "kind": "model",
+        "layer_sizes": model.layer_sizes,
+        "activation": model.activation,
+        "initialisation": model.initialisation,
+        "seed": model.seed,
+        "dtype": model.dtype.name,
+        "classes": model.classes,
+        "info": model.info,
+    }
+    return write_arrays(path, {name: a.astype(storage) for name, a in arrays.items()}, meta)
+
+
+def load_model(path: str | Path) -> MLP:
+    """Return the model that ``save_model`` wrote to ``path``, ready to predict from uint8 images.
+
+    Raises CheckpointError for a file that is missing, damaged, of another version or not a model.
+    """
+    arrays, meta = read_arrays(path)
+    try:
+        settings = {name: meta[name] for name in ("layer_sizes", "activation", "initialisation", "seed", "dtype")}
+        model = MLP(**settings, classes=meta["classes"], preprocessing=preprocessing_from(arrays))
+    except (KeyError, TypeError, HyperparameterError) as error:
+        raise CheckpointError(f"{path}: it does not describe a model that can be built here ({error}).") from None
+    model.info = meta.get("info", {})
+    set_parameters(model, arrays, path)
+    return model
+
+
+def set_parameters(model: MLP, arrays: Mapping[str, Array], path: str | Path) -> None:
+    """Copy ``arrays`` into the model's parameters. Raises CheckpointError if a name or shape does not fit."""
+    for name, parameter in model.parameters.items():
+        if name not in arrays or arrays[name].shape != parameter.shape:
+            found = arrays[name].shape if name in arrays else "nothing"
+            raise CheckpointError(f"{path}: {name} should have the shape {parameter.shape}, found {found}.")
+        parameter[...] = arrays[name]

@@ -1,0 +1,202 @@
+"""One frozen dataclass of everything that defines a training run, shared by trainer, search, widgets and files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from nnlib.activations import get_activation
+from nnlib.errors import HyperparameterError, did_you_mean
+from nnlib.initialisation import INITIALISATIONS
+from nnlib.schedules import SCHEDULES
+
+PREPROCESSING = ("scale", "standardise", "whiten")
+
+
+def _refuse(name: str, value: Any, allowed: str) -> None:
+    raise HyperparameterError(f"{name}: {value!r} is not allowed; {allowed}.")
+
+
+def _number(default: float, low: float, high: float, text: str, *, below_high: bool = False) -> Any:
+    """Declare a field that takes a number from ``low`` to ``high`` (excluded with ``below_high``)."""
+    allowed = f"a number from {low:g} to {'less than ' if below_high else ''}{high:g}"
+
+    def check(name: str, value: Any) -> float:
+        number = isinstance(value, int | float) or hasattr(value, "dtype")
+        if isinstance(value, bool) or not number or not (low <= value <= high) or (below_high and value == high):
+            _refuse(name, value, allowed)
+        return float(value)
+
+    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed, "range": (low, high)})
+
+
+def _whole(default: int, low: int, high: int, text: str) -> Any:
+    """Declare a field that takes a whole number from ``low`` to ``high``, both included."""
+    allowed = f"a whole number from {low} to {high}"
+
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
+            _refuse(name, value, allowed)
+        return int(value)
+
+    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed, "range": (low, high)})
+
+
+def _choice(default: str, options: tuple[str, ...], text: str) -> Any:
+    """Declare a field that takes one of ``options``."""
+    allowed = "one of " + ", ".join(options)
+
+    def check(name: str, value: Any) -> str:
+        if value not in options:
+            raise HyperparameterError(f"{name}: {value!r} is not known. {did_you_mean(value, options)}")
+        return str(value)
+
+    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed, "options": options})
+
+
+def _switch(default: bool, text: str) -> Any:
+    """Declare a field that is on or off."""
+
+    def check(name: str, value: Any) -> bool:
+        if value not in (True, False):
+            _refuse(name, value, "True or False")
+        return bool(value)
+
+    return field(default=default, metadata={"help": text, "check": check, "allowed": "True or False"})
+
+
+def _special(default: Any, check: Callable[[str, Any], Any], allowed: str, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed})
+
+
+def _check_sizes(name: str, value: Any) -> tuple[int, ...]:
+    allowed = "whole numbers from 1 to 65536, one for each hidden layer, such as (1024, 256)"
+    sizes = (value,) if hasattr(value, "__index__") else value
+    if not isinstance(sizes, list | tuple):
+        _refuse(name, value, allowed)
+    for size in sizes:
+        if isinstance(size, bool) or not hasattr(size, "__index__") or not 1 <= size <= 65536:
+            _refuse(name, value, allowed)
+    return tuple(int(size) for size in sizes)
+
+
+def _check_activation(name: str, value: Any) -> str | tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
+    for each in names:
+        get_activation(each)
+    return value if isinstance(value, str) else names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Everything that, with the data, defines a training run. Immutable; checks itself when it is made.
+
+    Raises HyperparameterError, naming field, value and what is allowed.
+    """
+
+    hidden_sizes: tuple[int, ...] = _special(
+        (1024, 256), _check_sizes, "whole numbers from 1", "units of each hidden layer, from the input on"
+    )
+    activation: str | tuple[str, ...] = _special(
+        "leaky_relu",
+        _check_activation,
+        "a registered name, or one for each hidden layer",
+        "activation of all hidden layers, or one for each",
+    )
+    initialisation: str = _choice("auto", INITIALISATIONS, "distribution of the first weights; auto follows activation")
+    preprocessing: str = _choice("standardise", PREPROCESSING, "what is done to pixels before the first layer")
+    components: int = _whole(0, 0, 1_000_000, "principal components that whitening keeps; 0 keeps all")
+    whitening_floor: float = _number(0.1, 0, 100, "added to each variance in whitening, in units of the mean variance")
+    flip: bool = _switch(False, "mirror half of the training images, anew each epoch")
+    shift: int = _whole(0, 0, 16, "shift training images by up to this many pixels each way")
+    batch_size: int = _whole(256, 1, 1_000_000, "images in one step")
+    epochs: int = _whole(20, 1, 1_000_000, "passes over the training images")
+    learning_rate: float = _number(0.05, 0, 1000, "highest step length of gradient descent")
+    schedule: str = _choice("constant", SCHEDULES, "how the learning rate changes over the steps")
+    decay_rate: float = _number(0.95, 0, 1, "factor of the step and exponential schedules")
+    decay_every: int = _whole(375, 1, 1_000_000_000, "steps from one factor to the next")
+    min_learning_rate: float = _number(0.0, 0, 1000, "the learning rate never falls below this")
+    warmup_steps: int = _whole(0, 0, 1_000_000_000, "steps in which the learning rate first rises from zero")
+    momentum: float = _number(0.0, 0, 1, "share of the velocity kept from step to step", below_high=True)
+    nesterov: bool = _switch(False, "look ahead along the velocity (Nesterov's momentum)")
+    clip_norm: float = _number(0.0, 0, 1e9, "longest gradient (global norm) that is used as it is; 0 never clips")
+    l2: float = _number(0.0, 0, 100, "coefficient λ of the penalty ½λ‖W‖²; biases are left out")
+    decoupled_l2: bool = _switch(False, "shrink the weights by learning_rate·λ beside the gradient, not through it")
+    dropout: float = _number(0.0, 0, 1, "share of hidden units switched off in each step", below_high=True)
+    input_dropout: float = _number(0.0, 0, 1, "share of inputs switched off in each step", below_high=True)
+    label_smoothing: float = _number(0.0, 0, 1, "share of each target spread evenly over all classes")
+    ema: float = _number(
+        0.0, 0, 1, "decay of the moving average of the weights that is evaluated; 0 is off", below_high=True
+    )
+    select_by: str = _choice(
+        "valid_accuracy", ("valid_accuracy", "valid_loss"), "what makes an epoch's weights the best"
+    )
+    patience: int = _whole(0, 0, 1_000_000, "stop after this many epochs without a new best; 0 never stops early")
+    seed: int = _whole(0, 0, 2**63 - 1, "fixes first weights, order of images, augmentation and dropout")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
+        names = self.activation
+        if isinstance(names, tuple) and len(names) != len(self.hidden_sizes):
+            allowed = f"one name for each of the {len(self.hidden_sizes)} hidden layers, or one for all"
+            _refuse("activation", names, allowed)
+        if self.nesterov and not self.momentum:
+            _refuse("nesterov", True, "it needs a momentum above 0")
+
+    def replace(self, **changes: Any) -> "Hyperparameters":
+        """Return a copy with some fields changed."""
+        self._refuse_unknown(changes)
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as a dict that JSON can hold."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Hyperparameters":
+        """Return the hyperparameters in ``values``; fields that are missing have their defaults."""
+        cls._refuse_unknown(values)
+        return cls(**values)
+
+    @classmethod
+    def _refuse_unknown(cls, names: Mapping[str, Any]) -> None:
+        known = [f.name for f in fields(cls)]
+        for name in names:
+            if name not in known:
+                raise HyperparameterError(f"{name}: there is no such hyperparameter. {did_you_mean(name, known)}")
+
+    @classmethod
+    def recipe(cls, name: str, **changes: Any) -> "Hyperparameters":
+        """Return the recipe called ``name``, with some fields changed if wanted; ``RECIPES`` lists them all."""
+        if name not in RECIPES:
+            raise HyperparameterError(f"recipe: {name!r} is not known. {did_you_mean(name, RECIPES)}")
+        return RECIPES[name].replace(**changes)
+
+
+RECIPES: dict[str, Hyperparameters] = {
+    "classic": Hyperparameters(
+        hidden_sizes=(1024, 256),
+        activation="leaky_relu",
+        initialisation="lecun_normal",
+        learning_rate=0.05,
+        schedule="step",
+        decay_rate=0.95,
+        decay_every=375,
+        min_learning_rate=0.001,
+        l2=0.001,
+        epochs=200,
+    ),
+    "quick": Hyperparameters(
+        hidden_sizes=(512, 256),
+        preprocessing="whiten",
+        components=256,
+        flip=True,
+        learning_rate=0.1,
+        momentum=0.9,
+        nesterov=True,
+        l2=5e-4,
+        schedule="cosine",
+        warmup_steps=200,
+        epochs=16,
+    ),
+}

@@ -1,0 +1,57 @@
+"""What training makes small: softmax cross-entropy and the L2 penalty, each with its gradient."""
+
+from typing import Any
+
+import numpy as np
+
+from nnlib.errors import HyperparameterError
+
+Array = np.ndarray[Any, Any]
+
+
+def log_softmax(logits: Array) -> Array:
+    """Return log(softmax(logits)) row by row, (B, K) -> (B, K), stable by subtracting each row's maximum first."""
+    shifted = logits - logits.real.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def softmax(logits: Array) -> Array:
+    """Return the probabilities exp(logits)/sum(exp(logits)) row by row, (B, K) -> (B, K)."""
+    return np.exp(log_softmax(logits))  # type: ignore[no-any-return]
+
+
+def softmax_cross_entropy(
+    logits: Array, labels: Array, *, label_smoothing: float = 0.0, class_weights: Array | None = None
+) -> tuple[Any, Array]:
+    """Return the mean cross-entropy of ``logits`` (B, K) against integer ``labels`` (B,), and its gradient (B, K).
+
+    With p = softmax(logits) and targets t = (1 - s) onehot(labels) + s/K, where s is ``label_smoothing`` (Szegedy et
+    al. 2016), the loss is L = -sum_i w_i t_i . log p_i / sum_i w_i and dL/dlogits_i = w_i (p_i - t_i) / sum_i w_i,
+    where w_i is the weight of image i's class: 1, or ``class_weights[labels[i]]`` with ``class_weights`` (K,).
+    The unit is the nat: a guess without knowledge costs ln K.
+
+    Raises HyperparameterError for a label outside 0 ... K-1, or a smoothing outside 0 ... 1.
+    """
+    n_classes = logits.shape[1]
+    if not 0 <= label_smoothing <= 1:
+        raise HyperparameterError(f"label_smoothing: {label_smoothing} is not between 0 and 1.")
+    if labels.min() < 0 or labels.max() >= n_classes:
+        bad = labels[(labels < 0) | (labels >= n_classes)][0]
+        raise HyperparameterError(f"labels: {bad} is not one of the classes 0 ... {n_classes - 1}.")
+    log_p = log_softmax(logits)
+    rows = np.arange(len(labels))
+    weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights)[labels]
+    weights = (weights / weights.sum()).astype(logits.real.dtype)
+    loss = -(weights * log_p[rows, labels]).sum() * (1 - label_smoothing)
+    if label_smoothing:
+        loss -= (weights * log_p.mean(axis=1)).sum() * label_smoothing
+    dlogits = np.exp(log_p)
+    dlogits -= label_smoothing / n_classes
+    dlogits[rows, labels] -= 1 - label_smoothing
+    dlogits *= weights[:, None]
+    return loss, dlogits
+
+
+def l2_penalty(parameters: dict[str, Array], l2: float) -> Any:
+    """Return l2/2 times the sum of the squares of all weights W1, W2, ...; biases are left out."""
+    return 0.5 * l2 * sum((W.ravel() @ W.ravel() for name, W in parameters.items() if name[0] == "W"), 0.0)

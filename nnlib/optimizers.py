@@ -1,0 +1,85 @@
+"""Stochastic gradient descent: momentum, Nesterov's momentum, coupled or decoupled L2, clipping, weight averaging."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nnlib.products import add_scaled
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+
+
+def zeros_like(arrays: Arrays) -> Arrays:
+    """Return zeros of the shapes and dtypes of ``arrays``."""
+    return {name: np.zeros_like(a) for name, a in arrays.items()}
+
+
+def global_norm(arrays: Arrays) -> float:
+    """Return the Euclidean norm of all entries of all ``arrays`` together."""
+    return math.sqrt(sum(float(a.ravel() @ a.ravel()) for a in arrays.values()))
+
+
+class SGD:
+    """Updates parameters in place. With gradient g, velocity v, momentum μ and learning rate η, one step is
+
+    v ← μ v + g, then W ← W - η v (Polyak 1964), or with ``nesterov`` W ← W - η (g + μ v) (Sutskever et al. 2013).
+
+    The gradient is written into ``into`` by ``model.backward(..., out=sgd.into, factor=sgd.factor)``: the velocity
+    itself with factor μ where that says it all, a buffer beside it where clipping or Nesterov need g alone.
+    ``clip_norm`` > 0 scales a longer gradient down to that global norm (Pascanu et al. 2013). ``decoupled_l2`` shrinks
+    the weights by η λ W beside the step (Loshchilov and Hutter 2019). ``ema`` > 0 keeps ``average``, the mean of the
+    parameters in which a step's weight fades by this factor with each further step (Polyak and Juditsky 1992).
+    """
+
+    def __init__(
+        self,
+        parameters: Arrays,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        clip_norm: float = 0.0,
+        decoupled_l2: float = 0.0,
+        ema: float = 0.0,
+    ) -> None:
+        self.parameters = parameters
+        self.momentum, self.nesterov, self.clip_norm = momentum, nesterov, clip_norm
+        self.decoupled_l2, self.ema = decoupled_l2, ema
+        self.velocity = zeros_like(parameters)
+        separate = nesterov or (clip_norm > 0 and momentum > 0)
+        self.into = zeros_like(parameters) if separate else self.velocity
+        self.factor = 0.0 if separate else momentum
+        self.average = {name: p.copy() for name, p in parameters.items()} if ema else {}
+        self.steps = 0
+
+    def step(self, learning_rate: float) -> None:
+        """Move the parameters by one step along the gradient that lies in ``into``."""
+        if self.clip_norm:
+            self._clip()
+        for name, p in self.parameters.items():
+            if self.decoupled_l2 and name[0] == "W":
+                p *= 1 - learning_rate * self.decoupled_l2
+            if self.into is not self.velocity:
+                self.velocity[name] *= self.momentum
+                add_scaled(self.velocity[name], self.into[name], 1.0)
+            if self.nesterov:
+                add_scaled(p, self.into[name], -learning_rate)
+                add_scaled(p, self.velocity[name], -learning_rate * self.momentum)
+            else:
+                add_scaled(p, self.velocity[name], -learning_rate)
+        self.steps += 1
+        if self.ema:
+            self._average()
+
+    def _clip(self) -> None:
+        norm = global_norm(self.into)
+        if norm > self.clip_norm:
+            for g in self.into.values():
+                g *= self.clip_norm / norm
+
+    def _average(self) -> None:
+        keep = min(self.ema, self.steps / (10 + self.steps))  # a short memory at first: early weights are far off
+        for name, p in self.parameters.items():
+            self.average[name] *= keep
+            add_scaled(self.average[name], p, 1 - keep)

@@ -1,0 +1,127 @@
+"""From uint8 pixels to the network's inputs: a linear map fitted on training images, and random flips and shifts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nnlib.errors import HyperparameterError, did_you_mean
+from nnlib.products import product
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The linear map x = (pixels * scale + offset) @ matrix; without a matrix the last step is left out.
+
+    ``scale`` and ``offset`` are (D,) float32, ``matrix`` is (D, P) float32 or None, pixels run from 0 to 255.
+    """
+
+    scale: Array
+    offset: Array
+    matrix: Array | None = None
+
+    @property
+    def n_inputs(self) -> int:
+        """How many numbers the network sees of one image."""
+        return len(self.scale) if self.matrix is None else self.matrix.shape[1]
+
+    def transform(self, images: Array, pixels: Array | None = None, out: Array | None = None) -> Array:
+        """Return the network's inputs (B, n_inputs) float32 for ``images`` (B, ...) uint8.
+
+        ``pixels`` (B, D) and ``out`` (B, n_inputs) are buffers to work in; without them new arrays are made.
+        """
+        flat = images.reshape(len(images), -1)
+        if flat.shape[1] != len(self.scale):
+            raise HyperparameterError(
+                f"images: {flat.shape[1]} numbers an image, but the network was made for {len(self.scale)}."
+            )
+        x = np.multiply(flat, self.scale, out=out if self.matrix is None else pixels, dtype=np.float32)
+        x += self.offset
+        return x if self.matrix is None else product(x, self.matrix, out=out)
+
+    def fold(self, weights: Array, bias: Array) -> tuple[Array, Array]:
+        """Return first-layer weights (D, H) and bias (H,) that take raw pixels where the given ones take inputs."""
+        W = weights if self.matrix is None else self.matrix @ weights
+        return self.scale[:, None] * W, bias + self.offset @ W
+
+    def filters(self, weights: Array) -> Array:
+        """Return what each first-layer unit of ``weights`` (n_inputs, H) weighs each pixel by: (H, D)."""
+        return self.fold(weights, np.zeros(weights.shape[1], weights.dtype))[0].T
+
+
+def fit_preprocessing(
+    kind: str, images: Array, *, components: int = 0, floor: float = 0.1, seed: int = 0
+) -> Preprocessing:
+    """Fit a preprocessing on training ``images`` (N, C, H, W) uint8, or (N, D) uint8.
+
+    ``scale`` divides by 255. ``standardise`` gives each channel mean 0 and variance 1. ``whiten`` removes each
+    pixel's mean, turns to the principal axes of the covariance C = V diag(e) V' and divides by sqrt(e + floor mean(e)),
+    which makes the inputs uncorrelated (LeCun et al. 1998, Krizhevsky 2009); ``components`` > 0 keeps the first ones.
+    Statistics come from at most 20,000 images, drawn by ``seed``.
+    """
+    n_channels = images.shape[1] if images.ndim == 4 else 1
+    n_pixels = int(np.prod(images.shape[1:]))
+    if len(images) > 20_000:
+        images = images[np.sort(np.random.default_rng(seed).choice(len(images), 20_000, replace=False))]
+    flat = images.reshape(len(images), n_pixels)
+    if kind == "scale":
+        return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), np.zeros(n_pixels, np.float32))
+    if kind == "standardise":
+        mean, std = _channel_statistics(flat, n_channels)
+        return Preprocessing((1 / std).astype(np.float32), (-mean / std).astype(np.float32))
+    if kind == "whiten":
+        return _fit_whitening(flat, components, floor)
+    raise HyperparameterError(f"preprocessing: {kind!r} is not known. {did_you_mean(kind, _KINDS)}")
+
+
+_KINDS = ("scale", "standardise", "whiten")
+
+
+def _channel_statistics(flat: Array, n_channels: int) -> tuple[Array, Array]:
+    """Return mean and standard deviation of each channel, repeated for each of its pixels: two arrays (D,)."""
+    counts = [np.bincount(c.ravel(), minlength=256) for c in np.split(flat, n_channels, axis=1)]
+    levels = np.arange(256)
+    means = np.array([count @ levels / count.sum() for count in counts])
+    variances = np.array([count @ levels**2 / count.sum() for count in counts]) - means**2
+    repeats = flat.shape[1] // n_channels
+    return np.repeat(means, repeats), np.repeat(np.sqrt(np.maximum(variances, 1e-6)), repeats)
+
+
+def _fit_whitening(flat: Array, components: int, floor: float) -> Preprocessing:
+    from scipy.linalg import eigh  # imported here: `import nnlib` stays as fast as `import numpy`
+
+    n_pixels = flat.shape[1]
+    keep = min(components or n_pixels, n_pixels)
+    mean = flat.mean(axis=0, dtype=np.float64).astype(np.float32)
+    covariance = np.zeros((n_pixels, n_pixels), np.float32)
+    for start in range(0, len(flat), 2000):  # in pieces: the images as floats would need four times their memory
+        x = (flat[start : start + 2000] - mean) / 255
+        product(x.T, x, out=covariance, factor=1.0)
+    covariance /= len(flat)
+    mean_variance = np.trace(covariance) / n_pixels
+    variances, axes = eigh(covariance, subset_by_index=[n_pixels - keep, n_pixels - 1], overwrite_a=True)
+    shrink = np.sqrt(np.maximum(variances, 0) + floor * mean_variance + 1e-8)
+    matrix = np.ascontiguousarray((axes / shrink)[:, ::-1], np.float32)  # largest variance first
+    scale = np.full(n_pixels, 1 / 255, np.float32)
+    return Preprocessing(scale, -mean / 255, matrix)
+
+
+def augment(images: Array, rng: np.random.Generator, *, flip: bool = False, shift: int = 0) -> Array:
+    """Return ``images`` (B, C, H, W), half of them mirrored and all moved by up to ``shift`` pixels each way.
+
+    The edge pixels are repeated where a moved image would be empty. Draws the same numbers from ``rng`` in the same
+    order whatever the images are.
+    """
+    n, _, height, width = images.shape
+    if flip:
+        mirrored = rng.random(n) < 0.5
+        images = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
+    if shift:
+        down, right = rng.integers(-shift, shift + 1, (2, n))
+        rows = np.clip(np.arange(height) - down[:, None], 0, height - 1)[:, None, :, None]
+        columns = np.clip(np.arange(width) - right[:, None], 0, width - 1)[:, None, None, :]
+        each, channel = np.arange(n)[:, None, None, None], np.arange(images.shape[1])[None, :, None, None]
+        images = images[each, channel, rows, columns]
+    return images

@@ -1,0 +1,44 @@
+"""One matrix product, in place: out <- factor * out + a @ b, by the BLAS that SciPy carries.
+
+The plain formula costs a temporary array and a second pass over the result; BLAS adds while it multiplies. All large
+products of a training step go through here, because NumPy and SciPy each carry a BLAS with threads of its own, and
+two such pools fight over the cores when calls alternate.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@cache
+def _blas(name: str, dtype: np.dtype[Any]) -> Callable[..., Array]:
+    from scipy.linalg.blas import get_blas_funcs  # imported at the first product: `import nnlib` stays fast
+
+    return get_blas_funcs(name, dtype=dtype)  # type: ignore[no-any-return]
+
+
+def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -> Array:
+    """Write ``factor * out + a @ b`` into ``out`` and return it.
+
+    a is (m, k), b is (k, n), out is (m, n), C-contiguous and of the same dtype (float32, float64 or complex128); a new
+    array stands in where ``out`` is None. a and b may be transposed views of C-contiguous arrays; no copy is made.
+    """
+    if out is None:
+        out, factor = np.empty((a.shape[0], b.shape[1]), a.dtype), 0.0
+    # BLAS thinks in columns: it is asked for out' = b' a', whose transposes are the arrays as they lie in memory.
+    left, flip_left = (b.T, False) if b.flags.c_contiguous else (b, True)
+    right, flip_right = (a.T, False) if a.flags.c_contiguous else (a, True)
+    _blas("gemm", out.dtype)(
+        1.0, left, right, beta=factor, c=out.T, trans_a=flip_left, trans_b=flip_right, overwrite_c=True
+    )
+    return out
+
+
+def add_scaled(out: Array, a: Array, factor: float) -> Array:
+    """Add ``factor * a`` to ``out`` in place, in one pass and without a temporary array; both C-contiguous."""
+    _blas("axpy", out.dtype)(a.reshape(-1), out.reshape(-1), a=factor)
+    return out
