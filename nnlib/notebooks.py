@@ -118,7 +118,7 @@ def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) 
 def _kernel_environment() -> dict[str, str]:
     env = os.environ | {"TQDM_DISABLE": "1"}  # a bar that is saved says 0 % for ever
     if folder := env.get("NNLIB_DATA_DIR"):
-        env["NNLIB_DATA_DIR"] = str(Path(folder).resolve())  # the kernel runs in another folder
+        env["NNLIB_DATA_DIR"] = str(Path(folder).expanduser().resolve())  # the kernel runs in another folder
     return env
 
 

@@ -17,6 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
+import nnlib
 from nnlib.errors import HyperparameterError
 from nnlib.notebooks import Page, ReportError, execute, find_notebooks
 
@@ -49,12 +50,13 @@ def build(
     if code not in CODE:
         raise HyperparameterError(f"code: {code!r} is not allowed; one of {', '.join(CODE)}.")
     paths, output = find_notebooks(notebooks_dir, notebooks), Path(output)
-    data = _describe_data(dataset)
-    print(f"data: {data['Data']}", flush=True)
+    data = nnlib.load_dataset(dataset)
+    print(f"data: {data.source}", flush=True)
     # What was found once is asked for by name: no notebook tries the same download again.
-    parameters = {"dataset": "cifar10" if data["Data"].startswith("cifar10") else "standin", "quick": quick}
+    parameters = {"dataset": "cifar10" if data.source.startswith("cifar10") else "standin", "quick": quick}
     pages = _execute_all(paths, parameters, {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())})
-    facts = ({"Author": author} if author else {}) | _describe_run(pages, quick) | data | _describe_environment()
+    about = {"Data": f"{data.source}. {data.note}".strip(" ."), "Fingerprint": data.fingerprint}
+    facts = ({"Author": author} if author else {}) | _describe_run(pages, quick) | about | _describe_environment()
     target = output / "index.html"
     output.mkdir(parents=True, exist_ok=True)
     target.write_text(render(pages, facts, code), encoding="utf-8")
@@ -71,13 +73,6 @@ def _execute_all(paths: list[Path], parameters: dict[str, Any], env: dict[str, s
         pages.append(page := execute(path, parameters, env, label))
         print(f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s", flush=True)
     return pages
-
-
-def _describe_data(dataset: str) -> dict[str, str]:
-    import nnlib
-
-    data = nnlib.load_dataset(dataset)
-    return {"Data": data.source, "Fingerprint": data.fingerprint}
 
 
 def _describe_run(pages: list[Page], quick: bool) -> dict[str, str]:

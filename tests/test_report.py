@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+import nnlib
 from nnlib import notebooks, report
 from nnlib.errors import NNLibError
 from nnlib.notebooks import Page
@@ -93,14 +94,20 @@ def page_of(*cells: nbformat.NotebookNode, name: str = "01_page", error: str | N
 
 def test_report_end_to_end(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     before = {path: path.read_bytes() for path in course.iterdir()}
-    monkeypatch.setattr(report, "_describe_data", lambda dataset: {"Data": "standin", "Fingerprint": "0123abcd"})
+    data = nnlib.load_dataset("standin", n_train=20, n_valid=10, n_test=10)
+    monkeypatch.setattr(nnlib, "load_dataset", lambda name: data)
     with pytest.raises(report.ReportError, match=r"1 of 2 .*02_fails, cell 2: ValueError: no such luck"):
         report.build(tmp_path / "out", quick=True, author="A. <Student>", notebooks_dir=course)
     assert {path: path.read_bytes() for path in course.iterdir()} == before
 
     html = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     found = Collector(html)
-    assert "A. &lt;Student&gt;" in html and "0123abcd" in html and "Python 3." in html
+    assert (
+        "A. &lt;Student&gt;" in html
+        and data.fingerprint in html
+        and "drawn stand-in, not from CIFAR-10" in html
+        and "Python 3." in html
+    )
     assert f"standin True 1 {tmp_path / 'out' / 'figures'} {course}" in html
     assert "failed in cell 2: ValueError: no such luck" in html
     assert found.alts == ["loss falls"] and "Figure 1.1." in html

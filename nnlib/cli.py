@@ -1,0 +1,270 @@
+"""The command line. The fields of ``Hyperparameters`` are its options: a new field is an option at once."""
+
+import json
+import sys
+import traceback
+import types
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from cyclopts import App, CycloptsError, Parameter
+
+import nnlib
+from nnlib import cifar10
+from nnlib.errors import HyperparameterError, NNLibError
+from nnlib.hyperparameters import RECIPES, Hyperparameters
+
+HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
+
+`nnlib COMMAND --help` explains each command; `--debug` adds the traceback to an error."""
+
+app = App(name="nnlib", help=HELP, version=nnlib.__version__, suppress_keyboard_interrupt=False)
+data_app = App(name="data", help="Fetch CIFAR-10, check it, or say where it is.")
+app.command(data_app)
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
+    """Turn one field of ``Hyperparameters`` into an option whose value is None unless it was given."""
+    if get_origin(hint) in (Union, types.UnionType):  # one word, or one for each layer: words, then
+        hint = next(part for part in get_args(hint) if get_origin(part) is tuple)
+    options, allowed = f.metadata.get("options"), f.metadata.get("allowed", "")
+    if options:
+        hint = Literal[tuple(options)]
+    default = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+    text = f"{f.metadata.get('help', '')}{'' if options or hint is bool else f'; {allowed}'} [default: {default}]"
+    several = get_origin(hint) is tuple
+    note = Parameter(help=text, consume_multiple=several, negative=() if several else None)
+    return f.name, Annotated[hint | None, note], field(default=None)
+
+
+def _make_options() -> type:
+    hints = get_type_hints(Hyperparameters)
+    made = make_dataclass("Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True)
+    made.__module__ = __name__  # cyclopts takes a class of another module for one that it cannot read
+    return made
+
+
+if TYPE_CHECKING:
+    Options = Any
+else:
+    Options = _make_options()
+
+Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's)")]
+Recipe = Annotated[Literal[tuple(RECIPES)] | None, Parameter(help="Hyperparameters to start from.")]  # type: ignore[valid-type]
+
+
+DataName = Literal["auto", "cifar10", "standin"]
+Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
+VARY = "A field and its values, once for each: learning_rate=0.01,0.05 or hidden_sizes=[64],[128,64]."
+
+
+@Parameter(name="*", group="Data")
+@dataclass(kw_only=True)
+class DataOptions:
+    """Which images to load."""
+
+    data: Annotated[DataName, Parameter(help="auto: CIFAR-10, or the stand-in where it cannot be had.")] = "auto"
+    root: Root = None
+    train_images: Annotated[int | None, Parameter(help="Use only so many of the training images.")] = None
+
+
+Source = DataOptions | None
+
+
+def _load(source: Source) -> nnlib.Dataset:
+    source = source or DataOptions()
+    data = nnlib.load_dataset(source.data, root=source.root)
+    if data.note:
+        print(data.note, file=sys.stderr)
+    return data.subset(source.train_images) if source.train_images else data
+
+
+def hyperparameters(recipe: str | None, options: Any) -> Hyperparameters:
+    """Return the recipe (or the defaults) with the options that were given over it."""
+    base = Hyperparameters.recipe(recipe) if recipe else Hyperparameters()
+    given = {name: value for name, value in asdict(options).items() if value is not None} if options else {}
+    if len(given.get("activation", ())) == 1:
+        (given["activation"],) = given["activation"]  # one for all layers
+    return base.replace(**given)
+
+
+def _new_folder(kind: str) -> Path:
+    return Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+@app.command
+def train(
+    *,
+    recipe: Recipe = None,
+    run_dir: Annotated[Path | None, Parameter(help="Folder of the run [default: runs/ and the time].")] = None,
+    resume: Annotated[bool, Parameter(help="Go on with the run that RUN_DIR holds.")] = True,
+    quiet: Annotated[bool, Parameter(help="Show no progress.", negative=())] = False,
+    source: Source = None,
+    options: Overrides = None,
+) -> None:
+    """Train a network; RUN_DIR gets its history and the weights that are best on validation images."""
+    hp, folder = hyperparameters(recipe, options), run_dir or _new_folder("train")
+    print(nnlib.train(hp, _load(source), run_dir=folder, resume=resume, progress=not quiet))
+    print(f"best weights: {folder / 'best.npz'}")
+
+
+@app.command
+def test(
+    model: Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")],
+    /,
+    *,
+    split: Annotated[Literal["test", "valid", "train"], Parameter(help="Which images.")] = "test",
+    source: Source = None,
+) -> None:
+    """Print the loss and the accuracy of a saved model on the test images."""
+    loaded, data = nnlib.load_model(model), _load(source)
+    result = nnlib.evaluate(loaded, getattr(data, split))
+    print(f"data: {data.source}, {result.confusion.sum():,} {split} images")
+    print(f"loss: {result.loss:.4f}\naccuracy: {result.accuracy:.4f} ± {result.standard_error:.4f}")
+    for name, accuracy in result.per_class.items():
+        print(f"  {name:<12} {accuracy:.3f}")
+    trained_on = loaded.info.get("data", data.source)
+    if trained_on != data.source:
+        print(f"note: the model was trained on other images: {trained_on}", file=sys.stderr)
+
+
+@app.command
+def visualize(
+    model: Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(help="Folder for the pictures.")] = Path("figures"),
+) -> None:
+    """Draw every layer's weights, freshly initialised and trained: histograms, heat maps, and the first as images."""
+    raise NotImplementedError
+
+
+@app.command
+def search(
+    *,
+    vary: Annotated[list[str] | None, Parameter(help=VARY, negative=())] = None,
+    space: Annotated[Path | None, Parameter(help='The same in a JSON file: {"l2": [0, 0.001]}.')] = None,
+    recipe: Recipe = None,
+    method: Annotated[Literal["grid", "random", "tpe", "halving"], Parameter(help="How points are chosen.")] = "grid",
+    n_trials: Annotated[int | None, Parameter(help="How many points are tried [default for a grid: all].")] = None,
+    workers: Annotated[int, Parameter(help="Processes at work at the same time.")] = 1,
+    directory: Annotated[Path | None, Parameter(help="Folder of the record; a stopped search goes on there.")] = None,
+    search_seed: Annotated[int, Parameter(help="Fixes which points are drawn.")] = 0,
+    source: Source = None,
+    options: Overrides = None,
+) -> None:
+    """Train with many hyperparameters and rank them by validation; every trial is recorded in DIRECTORY."""
+    points = (json.loads(space.read_text(encoding="utf-8")) if space else {}) | dict(map(_parse_vary, vary or []))
+    if not points:
+        raise HyperparameterError("there is nothing to search: name fields and values with --vary or --space.")
+    settings = {"method": method, "n_trials": n_trials, "seed": search_seed, "workers": workers}
+    folder = directory or _new_folder("search")
+    base = hyperparameters(recipe, options)
+    results = nnlib.search(points, _load(source), base=base, directory=folder, **settings)
+    print(results.to_dataframe().head(20).to_string(index=False))
+    print(f"best: {results.best}\nevery trial: {folder}")
+
+
+def _parse_vary(text: str) -> tuple[str, list[Any]]:
+    """Read ``name=value,value``: JSON where it is JSON, words otherwise."""
+    name, equals, values = text.partition("=")
+    if not equals or not values:
+        raise HyperparameterError(f"vary: {text!r} is not allowed; a field and its values, as in l2=0,0.001.")
+    try:
+        return name.replace("-", "_"), list(json.loads(f"[{values}]"))
+    except json.JSONDecodeError:
+        return name.replace("-", "_"), [value.strip() for value in values.split(",")]
+
+
+@app.command
+def report(
+    *,
+    output: Annotated[Path, Parameter(help="Folder for the page and its figures.")] = Path("report"),
+    notebooks: Annotated[str | None, Parameter(help="Only these, by number or name: 01,03.")] = None,
+    data: Annotated[DataName, Parameter(help="auto: CIFAR-10, or the stand-in where it cannot be had.")] = "auto",
+    quick: Annotated[bool, Parameter(help="Short runs, and their numbers.", negative=())] = False,
+    author: Annotated[str | None, Parameter(help="A name for the title page.")] = None,
+    hide_code: Annotated[bool, Parameter(help="Leave the code out.", negative=())] = False,
+    show_code: Annotated[bool, Parameter(help="Unfold the code.", negative=())] = False,
+    notebooks_dir: Annotated[Path | None, Parameter(help="Where the notebooks are.")] = None,
+    in_place: Annotated[bool, Parameter(help="Write no page but the notebooks' own outputs.", negative=())] = False,
+) -> None:
+    """Execute the notebooks and write one HTML page with all of them, OUTPUT/index.html."""
+    from nnlib.notebooks import refresh
+    from nnlib.report import build
+
+    chosen = [name.strip() for name in notebooks.split(",")] if notebooks else None
+    if in_place:
+        return refresh(chosen, notebooks_dir)
+    code = "hide" if hide_code else "show" if show_code else "fold"
+    build(output, chosen, data, quick, author, code, notebooks_dir)
+
+
+@data_app.command
+def fetch(*, root: Root = None) -> None:
+    """Bring CIFAR-10 to disk (170 MB), unless it is there."""
+    print(cifar10.fetch(root))
+
+
+@data_app.command
+def verify(*, root: Root = None) -> int:
+    """Compare each file with the official one; exit status 1 if any differs."""
+    standing = cifar10.verify(root)
+    for name, state in standing.items():
+        print(f"{name:<14} {state}")
+    return int(any(state != "official" for state in standing.values()))
+
+
+@data_app.command
+def info(*, source: Source = None) -> None:
+    """Say what the data set is: where it comes from, how many images, which classes."""
+    data = _load(source)
+    print(f"source: {data.source}\nfingerprint: {data.fingerprint}")
+    for name in ("train", "valid", "test"):
+        print(f"{name}: {len(getattr(data, name).labels):,} images")
+    print(f"classes: {', '.join(data.classes)}")
+
+
+@data_app.command
+def path(*, root: Root = None) -> None:
+    """Print the folder that holds, or is to hold, cifar-10-batches-py."""
+    print(cifar10.data_root(root))
+
+
+# ---- exit statuses ---------------------------------------------------------------------------------------------------
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out ``arguments`` and return the exit status: 0, 1 for what went wrong, 2 for misuse, 130 for Ctrl-C."""
+    debug = "--debug" in arguments
+    try:
+        words = [word for word in arguments if word != "--debug"]
+        return int(app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"nnlib: {_in_words(error)}", file=sys.stderr)
+        return 2 if isinstance(error, CycloptsError | HyperparameterError) else 1
+
+
+def _in_words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, NNLibError | CycloptsError):
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def main() -> NoReturn:
+    """Entry point of the command ``nnlib``."""
+    sys.exit(run(sys.argv[1:]))
