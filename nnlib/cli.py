@@ -52,13 +52,13 @@ def _make_options() -> type:
 
 if TYPE_CHECKING:
     Options = Any
+    RecipeName = str
 else:
     Options = _make_options()
+    RecipeName = Literal[tuple(RECIPES)]
 
 Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's)")]
-Recipe = Annotated[Literal[tuple(RECIPES)] | None, Parameter(help="Hyperparameters to start from.")]  # type: ignore[valid-type]
-
-
+Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from.")]
 DataName = Literal["auto", "cifar10", "standin"]
 Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
 VARY = "A field and its values, once for each: learning_rate=0.01,0.05 or hidden_sizes=[64],[128,64]."

@@ -174,7 +174,9 @@ class ReportExporter(HTMLExporter):
         self.pages = [page.name for page in pages]
         self.contents: list[tuple[str, int, str, str]] = []
         folder = Path(__file__).parent / "templates"
-        super().__init__(template_name="nnlib", extra_template_basedirs=[str(folder)], **options)
+        super().__init__(  # type: ignore[no-untyped-call]
+            template_name="nnlib", extra_template_basedirs=[str(folder)], **options
+        )
 
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:
