@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -43,6 +43,7 @@ MD5 = {  # of the official files
     "test_batch": "40351d587109b95175f43aff81a1287e",
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
+UNOFFICIAL = "cifar10 (unofficial copy)"  # the right layout with other bytes
 BATCHES = tuple(name for name in MD5 if name != "batches.meta")
 CONSTRUCTORS = {"numpy.dtype", "numpy.ndarray"} | {  # by their old and new names
     f"numpy.{core}.{name}" for core in ("core", "_core") for name in ("multiarray._reconstruct", "numeric._frombuffer")
@@ -63,10 +64,7 @@ def say(text: str) -> None:
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds, or is to hold, ``cifar-10-batches-py``.
-
-    ``root`` itself, else ``NNLIB_DATA_DIR``, else ``data`` in the checkout that nnlib is imported from, else ``./data``.
-    """
+    """The folder of ``cifar-10-batches-py``: ``root``, else NNLIB_DATA_DIR, else the checkout's ``data`` or ``./data``."""
     checkout = Path(__file__).resolve().parent.parent
     default = checkout / "data" if (checkout / "pyproject.toml").is_file() else "data"
     return Path(root or os.environ.get("NNLIB_DATA_DIR") or default).expanduser()
@@ -212,16 +210,6 @@ def _unpack(archive: Path, work: Path) -> None:
 # ---- reading ----
 
 
-class Raw(NamedTuple):
-    """What the files hold, in their own order: the five training batches, then the test batch."""
-
-    images: Array  # (N, 3, 32, 32) uint8
-    labels: Array  # (N,) int64
-    n_test: int
-    classes: tuple[str, ...]
-    source: str  # "cifar10" for the official bytes, "cifar10 (unofficial copy)" for others
-
-
 def files(folder: Path) -> list[Path]:
     """The seven files in ``folder``; DataError if one is missing."""
     if missing := [name for name in MD5 if not (folder / name).is_file()]:
@@ -229,8 +217,12 @@ def files(folder: Path) -> list[Path]:
     return [folder / name for name in MD5]
 
 
-def read(folder: Path) -> Raw:
-    """Read and check every file in ``folder``; DataError names the first that is not as it should be."""
+def read(folder: Path) -> tuple[Array, Array, int, tuple[str, ...], str]:
+    """All that is in ``folder``: images (N, 3, 32, 32) uint8, labels (N,) int64, how many of them, at the end, are for
+    testing, the classes' names, and the source: "cifar10" if every byte is the official one, else ``UNOFFICIAL``.
+
+    Raises DataError, which names the first file that is not as it should be.
+    """
     sums = {path.name: _digest(path, "md5") for path in files(folder)}
     first: dict[str, str] = {}
     for name in BATCHES:
@@ -238,11 +230,11 @@ def read(folder: Path) -> Raw:
             raise _bad(folder / name, f"has the same bytes as {first[sums[name]]}")
     images, labels = zip(*(_read_batch(folder / name) for name in BATCHES), strict=True)
     names = _unpickle(folder / "batches.meta").get("label_names")
-    if not (isinstance(names, list) and len(names) == 10 and all(isinstance(name, str | bytes) for name in names)):
-        raise _bad(folder / "batches.meta", "has no 'label_names', a list of ten")
-    source = "cifar10" if sums == MD5 else "cifar10 (unofficial copy)"
+    if not isinstance(names, list) or [isinstance(n, str | bytes) and 0 < len(n) <= 100 for n in names] != [True] * 10:
+        raise _bad(folder / "batches.meta", "has no list of ten names under 'label_names'")
+    source = "cifar10" if sums == MD5 else UNOFFICIAL
     pixels = np.concatenate(images).reshape(-1, 3, 32, 32)
-    return Raw(pixels, np.concatenate(labels), len(labels[-1]), tuple(map(_text, names)), source)
+    return pixels, np.concatenate(labels), len(labels[-1]), tuple(map(_text, names)), source
 
 
 def _read_batch(path: Path) -> tuple[Array, Array]:
@@ -298,7 +290,7 @@ class _Recorded:
         self.state = state
 
     def array(self) -> Array:
-        """The uint8 array, a view of its bytes: a declared size cannot ask for memory. ValueError if parts do not fit."""
+        """The uint8 array, a view of its bytes, so that no declared size asks for memory; ValueError if it misfits."""
         if hasattr(self, "state"):
             _, shape, dtype, fortran, raw = self.state
         else:
