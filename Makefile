@@ -32,7 +32,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/mypy
 
 notebooks: $(READY)  ## for maintainers: execute the notebooks in place, with their outputs and figures
-	$(BIN)/python -m nnlib.report $(ARGS)
+	$(BIN)/nnlib report --in-place $(ARGS)
 
 clean:  ## remove .venv, report/ and caches; the data and your runs stay
 	rm -rf $(VENV) report build nnlib.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -41,6 +41,7 @@ clean:  ## remove .venv, report/ and caches; the data and your runs stay
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "nnlib needs Python 3.11 or newer; name one: make PYTHON=python3.12 …"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments: install its venv package (python3-venv)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	@touch $@

@@ -61,7 +61,10 @@ Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they 
 Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from.")]
 DataName = Literal["auto", "cifar10", "standin"]
 Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
-VARY = "A field and its values, once for each: learning_rate=0.01,0.05 or hidden_sizes=[64],[128,64]."
+VARY = (
+    "A field and its values, once for each: learning_rate=0.01,0.05 or hidden_sizes=[64],[128,64]; "
+    "for random and tpe also a range, logarithmic if above 0: l2=1e-5..1e-2."
+)
 
 
 @Parameter(name="*", group="Data")
@@ -170,19 +173,34 @@ def search(
     folder = directory or _new_folder("search")
     base = hyperparameters(recipe, options)
     results = nnlib.search(points, _load(source), base=base, directory=folder, **settings)
-    print(results.to_dataframe().head(20).to_string(index=False))
-    print(f"best: {results.best}\nevery trial: {folder}")
+    ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
+    print(ranked.head(20).to_string(index=False))
+    print(f"best: {_as_options(results.best.settings)}\nevery trial: {folder / 'results.json'}")
 
 
-def _parse_vary(text: str) -> tuple[str, list[Any]]:
-    """Read ``name=value,value``: JSON where it is JSON, words otherwise."""
+def _as_options(settings: dict[str, Any]) -> str:
+    """Write settings as one would type them."""
+    values = {name: value if isinstance(value, tuple | list) else [value] for name, value in settings.items()}
+    return " ".join(f"--{name.replace('_', '-')} {' '.join(map(str, value))}" for name, value in values.items())
+
+
+def _parse_vary(text: str) -> tuple[str, Any]:
+    """Read ``name=value,value``, JSON where it is JSON and words otherwise, or a range ``name=low..high``."""
     name, equals, values = text.partition("=")
     if not equals or not values:
         raise HyperparameterError(f"vary: {text!r} is not allowed; a field and its values, as in l2=0,0.001.")
+    low, dots, high = values.partition("..")
     try:
-        return name.replace("-", "_"), list(json.loads(f"[{values}]"))
+        parsed = _parse_range(json.loads(low), json.loads(high)) if dots else json.loads(f"[{values}]")
     except json.JSONDecodeError:
-        return name.replace("-", "_"), [value.strip() for value in values.split(",")]
+        parsed = [value.strip() for value in values.split(",")]
+    return name.replace("-", "_"), parsed
+
+
+def _parse_range(low: float, high: float) -> Any:
+    from nnlib.search import Range
+
+    return Range(low, high, log=low > 0, whole=isinstance(low, int) and isinstance(high, int))
 
 
 @app.command

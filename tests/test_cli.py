@@ -1,6 +1,7 @@
 """The command line: options follow Hyperparameters, errors are one line, and the exit status says who erred."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -132,6 +133,25 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch):
 )
 def test_values_to_vary(text: str, expected: tuple[str, list[object]]):
     assert cli._parse_vary(text) == expected
+
+
+def test_ranges_to_vary():
+    from nnlib.search import Range
+
+    assert cli._parse_vary("l2=1e-5..0.01") == ("l2", Range(1e-5, 0.01, log=True))
+    assert cli._parse_vary("momentum=0..0.9") == ("momentum", Range(0, 0.9))
+    assert cli._parse_vary("batch_size=32..512") == ("batch_size", Range(32, 512, log=True, whole=True))
+
+
+def test_search_ranks_and_records(capsys):
+    vary = ["--vary", "learning_rate=0.001,0.1", "--vary", "hidden_sizes=[8],[8,4]"]
+    small = ["--epochs", "1", "--batch-size", "50", "--preprocessing", "scale"]
+    status, out, _ = given(capsys, "search", "--directory", "s", *vary, *small)
+    assert status == 0
+    assert len(json.loads(Path("s/results.json").read_text())["trials"]) == 4
+    accuracies = [float(row) for row in re.findall(r" complete +([\d.]+)", out)]
+    assert len(accuracies) == 4 and accuracies == sorted(accuracies, reverse=True)
+    assert re.search(r"best: --learning-rate [\d.]+ --hidden-sizes 8( 4)?\n", out)
 
 
 def test_data_commands(capsys, small_data: nnlib.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
