@@ -10,6 +10,7 @@ from nnlib.hyperparameters import RECIPES, Hyperparameters
 from nnlib.losses import softmax, softmax_cross_entropy
 from nnlib.model import MLP
 from nnlib.schedules import make_schedule
+from nnlib.search import SearchResults, integers, load_results, loguniform, search, uniform
 from nnlib.training import Callback, Trainer, TrainingRun, load_run, train
 
 __all__ = [
@@ -25,20 +26,26 @@ __all__ = [
     "HyperparameterError",
     "Hyperparameters",
     "NNLibError",
+    "SearchResults",
     "Split",
     "Trainer",
     "TrainingDiverged",
     "TrainingRun",
     "check_gradients",
     "evaluate",
+    "integers",
     "load_dataset",
     "load_model",
+    "load_results",
     "load_run",
+    "loguniform",
     "make_schedule",
     "register_activation",
     "save_model",
+    "search",
     "softmax",
     "softmax_cross_entropy",
     "train",
+    "uniform",
 ]
 __version__ = "0.1.0"

@@ -191,6 +191,7 @@ RECIPES: dict[str, Hyperparameters] = {
         preprocessing="whiten",
         components=256,
         flip=True,
+        shift=2,
         learning_rate=0.1,
         momentum=0.9,
         nesterov=True,
