@@ -142,7 +142,7 @@ class GELU(Activation):
     def _phi_integral(z: Array) -> Array:
         from scipy.special import erf  # imported here: `import nnlib` stays as fast as `import numpy`
 
-        return 0.5 * (1 + erf(z / math.sqrt(2)))  # type: ignore[no-any-return]
+        return 0.5 * (1 + erf(z / math.sqrt(2)))
 
     def value(self, z: Array, out: Array | None = None) -> Array:
         return np.multiply(z, self._phi_integral(z), out=out)

@@ -169,7 +169,7 @@ def search(
     points = (json.loads(space.read_text(encoding="utf-8")) if space else {}) | dict(map(_parse_vary, vary or []))
     if not points:
         raise HyperparameterError("there is nothing to search: name fields and values with --vary or --space.")
-    settings = {"method": method, "n_trials": n_trials, "seed": search_seed, "workers": workers}
+    settings: dict[str, Any] = {"method": method, "n_trials": n_trials, "seed": search_seed, "workers": workers}
     folder = directory or _new_folder("search")
     base = hyperparameters(recipe, options)
     results = nnlib.search(points, _load(source), base=base, directory=folder, **settings)

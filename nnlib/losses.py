@@ -12,12 +12,12 @@ Array = np.ndarray[Any, Any]
 def log_softmax(logits: Array) -> Array:
     """Return log(softmax(logits)) row by row, (B, K) -> (B, K), stable by subtracting each row's maximum first."""
     shifted = logits - logits.real.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # type: ignore[no-any-return]
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def softmax(logits: Array) -> Array:
     """Return the probabilities exp(logits)/sum(exp(logits)) row by row, (B, K) -> (B, K)."""
-    return np.exp(log_softmax(logits))  # type: ignore[no-any-return]
+    return np.exp(log_softmax(logits))
 
 
 def softmax_cross_entropy(

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 def _blas(name: str, dtype: np.dtype[Any]) -> Callable[..., Array]:
     from scipy.linalg.blas import get_blas_funcs  # imported at the first product: `import nnlib` stays fast
 
-    return get_blas_funcs(name, dtype=dtype)  # type: ignore[no-any-return]
+    return get_blas_funcs(name, dtype=dtype)
 
 
 def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -> Array:

@@ -110,7 +110,7 @@ def _merit(trial: Trial, select_by: str) -> float:
 
 
 def load_results(path: str | Path) -> SearchResults:
-    """Return what ``save`` wrote to a file, or a search to its directory. Raises CheckpointError if it cannot be read."""
+    """Return what ``save`` wrote to a file, or a search to its folder. Raises CheckpointError if it cannot be read."""
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     try:
@@ -244,7 +244,7 @@ def _processes(workers: int) -> Executor:
 
     threads = str(max((os.cpu_count() or 1) // workers, 1))
     env = {f"{blas}_NUM_THREADS": threads for blas in ("OPENBLAS", "OMP", "MKL")}
-    return get_reusable_executor(max_workers=workers, env=env)  # type: ignore[no-any-return]
+    return get_reusable_executor(max_workers=workers, env=env)
 
 
 class Strategy:
@@ -271,8 +271,7 @@ class Sampler(Strategy):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
-        direction = "minimize" if base.select_by == "valid_loss" else "maximize"
-        self.study = optuna.create_study(direction=direction, sampler=samplers[method](seed=seed))
+        self.study = optuna.create_study(direction="maximize", sampler=samplers[method](seed=seed))
         self.space, self.select_by = space, base.select_by
         self.asked: list[Any] = []
         super().__init__(self._settings(n_trials), n_trials, base.epochs)
@@ -289,7 +288,7 @@ class Sampler(Strategy):
 
         state = optuna.trial.TrialState
         if trial.status == "complete":
-            self.study.tell(self.asked[trial.number], getattr(trial, self.select_by))
+            self.study.tell(self.asked[trial.number], _merit(trial, self.select_by))
         else:
             self.study.tell(self.asked[trial.number], state=state.FAIL)
 
@@ -300,8 +299,9 @@ def _distribution(values: Any) -> Any:
 
     if not isinstance(values, Range):
         return optuna.distributions.CategoricalDistribution(range(len(values)))
-    kind = optuna.distributions.IntDistribution if values.whole else optuna.distributions.FloatDistribution
-    return kind(values.low, values.high, log=values.log)
+    if values.whole:
+        return optuna.distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
+    return optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
 
 
 class Halving(Strategy):

@@ -238,7 +238,7 @@ class Trainer:
         best = self.history.best(self.hp.select_by) if self.history else {}
         model.info = {"data": self.data.source, "fingerprint": self.data.fingerprint, "best": best}
         model.info["hyperparameters"] = self.hp.to_dict()
-        return TrainingRun(model, self.history, self.hp, self.stopped, self.directory and self.directory.path)
+        return TrainingRun(model, self.history, self.hp, self.stopped, self.directory.path if self.directory else None)
 
     def _train_epoch(self) -> None:
         """Do the rest of the present epoch: all of it, or what a run that was broken off had left."""

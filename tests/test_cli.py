@@ -13,7 +13,7 @@ import nnlib
 from nnlib import cli
 from nnlib.hyperparameters import Hyperparameters
 
-SMALL = ["--epochs", "2", "--hidden-sizes", "16", "8", "--batch-size", "32", "--components", "0", "--warmup-steps", "0"]
+SMALL = ["--epochs", "2", "--hidden-sizes", "16", "8", "--batch-size", "32", "--preprocessing", "scale"]
 
 
 @pytest.fixture(autouse=True)
