@@ -28,7 +28,7 @@ def initial_weights(
     kind, _, law = name.partition("_")
     if name == "small_normal":
         std = 0.01
-    elif kind in _VARIANCE and law in ("", "normal", "uniform"):
+    elif kind in _VARIANCE and name in INITIALISATIONS:
         std = math.sqrt(_VARIANCE[kind](fan_in, fan_out))
     else:
         raise HyperparameterError(f"initialisation: {name!r} is not known. {did_you_mean(name, INITIALISATIONS)}")
