@@ -148,7 +148,22 @@ def visualize(
     output: Annotated[Path, Parameter(help="Folder for the pictures.")] = Path("figures"),
 ) -> None:
     """Draw every layer's weights, freshly initialised and trained: histograms, heat maps, and the first as images."""
-    raise NotImplementedError
+    from nnlib import plots
+
+    loaded = nnlib.load_model(model)
+    before, after = loaded.initial_parameters(), loaded.parameters
+    figures = {
+        "weight_histograms": plots.weight_histograms(before, after),
+        "weight_heatmaps": plots.weight_heatmaps(before, after),
+    }
+    for name, parameters in {"initial": before, "trained": after}.items():
+        filters = loaded.preprocessing.filters(parameters["W1"]) if loaded.preprocessing else parameters["W1"].T
+        if filters.shape[1] == 3 * 32 * 32:  # a network for other data than CIFAR-10's shape has no such images
+            figures[f"first_layer_{name}"] = plots.first_layer_images(filters)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(output / f"{name}.png", dpi=150)
+        print(output / f"{name}.png")
 
 
 @app.command

@@ -66,6 +66,15 @@ def test_train_then_test(capsys, small_data: nnlib.Dataset):
     assert f"loss: {result.loss:.4f}" in out and f"accuracy: {result.accuracy:.4f} ±" in out and "60 test" in out
 
 
+def test_visualize_draws_every_layer_before_and_after(capsys):
+    assert train(capsys)[0] == 0
+    status, out, _ = given(capsys, "visualize", "r/best.npz", "--output", "drawn")
+    names = ["weight_histograms", "weight_heatmaps", "first_layer_initial", "first_layer_trained"]
+    files = [Path("drawn") / f"{name}.png" for name in names]
+    assert status == 0 and out.splitlines() == [str(path) for path in files]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
 def test_train_goes_on_where_it_stopped(capsys):
     assert train(capsys)[0] == 0
     before = Path("r/best.npz").read_bytes()
