@@ -112,8 +112,10 @@ def augment(images: Array, rng: np.random.Generator, *, flip: bool = False, shif
     """Return ``images`` (B, C, H, W), half of them mirrored and all moved by up to ``shift`` pixels each way.
 
     The edge pixels are repeated where a moved image would be empty. Draws the same numbers from ``rng`` in the same
-    order whatever the images are.
+    order whatever the images are. Raises HyperparameterError for arrays of other dimensions.
     """
+    if images.ndim != 4:
+        raise HyperparameterError(f"flip, shift: they need images (B, C, H, W), but these are {images.shape}.")
     n, _, height, width = images.shape
     if flip:
         mirrored = rng.random(n) < 0.5
