@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nnlib.errors import NNLibError
+from nnlib.errors import HyperparameterError, NNLibError, did_you_mean
 from nnlib.losses import l2_penalty, softmax_cross_entropy
 from nnlib.model import MLP, Array, Loss, Masks
 
@@ -109,13 +109,16 @@ def check_gradients(
 
     ``central`` takes (L(w+h) - L(w-h)) / 2h in float64; a difference whose two sides lie on different sides of a kink
     (a pre-activation changes sign) is left out and counted. ``complex`` takes Im L(w+ih) / h with h = 1e-30, exact to
-    rounding and never across a kink, for losses that accept complex logits (Squire and Trapp 1998). A parameter with
-    more than ``samples`` entries is checked at that many, drawn by ``seed``. ``masks`` are the dropout masks to use.
+    rounding and left out only where a kink is touched, for losses that accept complex logits (Squire and Trapp 1998).
+    A parameter with more than ``samples`` entries is checked at that many, drawn by ``seed``. ``masks`` are the dropout
+    masks to use.
 
     The relative error is |a - n| / max(|a|, |n|, r), where r is the derivative that rounding alone could fake to
     within ``tolerance``: central differences carry an absolute error of about eps |L| / h whatever the derivative is.
     The model and x may be float32: a float64 copy is checked. Raises HyperparameterError for unfit x or labels.
     """
+    if method not in ("central", "complex"):
+        raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, ('central', 'complex'))}")
     twin, x = model.astype(np.float64), np.asarray(x, np.float64)
     masks = tuple(np.asarray(m, np.float64) for m in masks)
     value, gradients = twin.loss_and_gradients(x, labels, l2, loss=loss, masks=masks)
@@ -154,7 +157,7 @@ def _check(
             skipped += 1
             continue
         error = abs(analytic - numerical) / max(abs(analytic), abs(numerical), resolution)
-        worst = max(worst, (error, index, analytic, numerical))
+        worst = max(worst, (error if error == error else np.inf, index, analytic, numerical))  # NaN is the worst
     error, index, analytic, numerical = worst
     return ParameterCheck(name, index, analytic, numerical, max(error, 0.0), len(chosen) - skipped, skipped)
 
@@ -166,26 +169,28 @@ class _Difference:
         self.model, self.x, self.labels, self.l2, self.loss, self.masks = model, x, labels, l2, loss, masks
 
     def value(self) -> tuple[Any, Sequence[Array]]:
-        """Return the loss and the sign of every pre-activation in front of a kink."""
+        """Return the loss and how far every pre-activation is from each kink of its activation."""
         logits = self.model.forward(self.x, self.masks)
         value = self.loss(logits, self.labels)[0] + l2_penalty(self.model.parameters, self.l2)
         pairs = zip(self.model.functions, self.model.pre_activations, strict=True)
-        return value, [z.real > kink for f, z in pairs for kink in f.kinks]
+        return value, [z - kink for f, z in pairs for kink in f.kinks]
 
     def central(self, parameter: Array, index: tuple[int, ...], h: float) -> float | None:
         kept = parameter[index]
         parameter[index] = kept + h
-        above, signs_above = self.value()
+        above, far_above = self.value()
         parameter[index] = kept - h
-        below, signs_below = self.value()
+        below, far_below = self.value()
         parameter[index] = kept
-        if any((s != t).any() for s, t in zip(signs_above, signs_below, strict=True)):
+        if any(((s > 0) != (t > 0)).any() for s, t in zip(far_above, far_below, strict=True)):
             return None
         return float((above - below) / (2 * h))
 
-    def complex_step(self, parameter: Array, index: tuple[int, ...], h: float) -> float:
+    def complex_step(self, parameter: Array, index: tuple[int, ...], h: float) -> float | None:
         kept = parameter[index]
         parameter[index] = kept + 1j * h
-        value = self.value()[0]
+        value, far = self.value()
         parameter[index] = kept
+        if any(((d.real == 0) & (d.imag != 0)).any() for d in far):
+            return None  # it starts on a kink, where there is no derivative
         return float(value.imag / h)
