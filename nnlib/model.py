@@ -190,6 +190,10 @@ class MLP:
 
     def inputs(self, images: Array) -> Array:
         """Return the inputs (B, D) for ``images``: uint8 pixels are preprocessed, floats taken as they are."""
+        if images.dtype.kind != "f" and images.dtype != np.uint8:
+            raise HyperparameterError(
+                f"images: {images.dtype} is not allowed; uint8 pixels, or inputs that are floats."
+            )
         if images.dtype != np.uint8:
             return np.ascontiguousarray(images.reshape(len(images), -1), self.dtype)
         if self.preprocessing is None:
