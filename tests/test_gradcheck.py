@@ -44,7 +44,7 @@ def problem(sizes=(5, 4, 4, 3), activation="tanh", seed=0, n=3, cls=MLP):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_parameter_of_every_activation_at_every_depth(activation, method):
     for depth in range(1, 5):
-        model, x, labels = problem((5, 4, 6, 4)[:depth] + (3,), activation, seed=depth)
+        model, x, labels = problem((*(5, 4, 6, 4)[:depth], 3), activation, seed=depth)
         for l2 in (0, 0.1):
             report = check_gradients(model, x, labels, l2, method=method, samples=99)
             assert report.ok and set(report.errors) == set(model.parameters), report
