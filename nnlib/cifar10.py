@@ -9,7 +9,6 @@ import io
 import os
 import pickle
 import pickletools
-import re
 import shutil
 import tarfile
 import time
@@ -64,7 +63,7 @@ def say(text: str) -> None:
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of ``cifar-10-batches-py``: ``root``, else NNLIB_DATA_DIR, else the checkout's ``data`` or ``./data``."""
+    """Where the data are: ``root``, else what NNLIB_DATA_DIR names, else ``data`` of the checkout, else ``./data``."""
     checkout = Path(__file__).resolve().parent.parent
     default = checkout / "data" if (checkout / "pyproject.toml").is_file() else "data"
     return Path(root or os.environ.get("NNLIB_DATA_DIR") or default).expanduser()
@@ -193,8 +192,9 @@ def _size(path: Path) -> int:
 
 
 def _in_short(problem: Exception) -> str:
-    """The end of what requests says, where the cause stands."""
-    return re.sub(r"""^.*(?:: |Caused by )(?=[\w\['])|["')]+$""", "", str(problem).split(" for url")[0])
+    """The kind and the end of what requests says: the cause stands there, behind the way to it."""
+    cause = str(problem).split(" for url")[0].rsplit("): ", 1)[-1].rstrip("\"')").replace(" (", ", ")
+    return f"{type(problem).__name__}: {cause}"
 
 
 def _unpack(archive: Path, work: Path) -> None:
