@@ -72,7 +72,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file.") from None
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError, MemoryError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}); use another copy.") from None
     if not isinstance(meta, dict) or meta.get("version") != VERSION:
         found = meta.get("version") if isinstance(meta, dict) else meta
@@ -139,18 +139,27 @@ def load_model(path: str | Path) -> MLP:
     arrays, meta = read_arrays(path)
     try:
         settings = {name: meta[name] for name in ("layer_sizes", "activation", "initialisation", "seed", "dtype")}
+        _refuse_other_sizes(settings["layer_sizes"], arrays)
         model = MLP(**settings, classes=meta["classes"], preprocessing=preprocessing_from(arrays))
-    except (KeyError, TypeError, HyperparameterError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: it does not describe a model that can be built here ({error}).") from None
     model.info = meta.get("info", {})
     set_parameters(model, arrays, path)
     return model
 
 
+def _refuse_other_sizes(sizes: Any, arrays: Mapping[str, Array]) -> None:
+    """Raise ValueError where weights lie in ``arrays`` for other layers than ``sizes``, before memory is taken."""
+    weights = [arrays[f"W{layer}"] for layer in range(1, sum(name[0] == "W" for name in arrays) + 1)]
+    found = [weights[0].shape[0], *(W.shape[1] for W in weights)]
+    if list(sizes) != found:
+        raise ValueError(f"layer_sizes are {list(sizes)}, but its weights are those of {found}")
+
+
 def set_parameters(model: MLP, arrays: Mapping[str, Array], path: str | Path) -> None:
-    """Copy ``arrays`` into the model's parameters. Raises CheckpointError if a name or shape does not fit."""
+    """Copy ``arrays`` into the model's parameters. Raises CheckpointError if a name, shape or dtype does not fit."""
     for name, parameter in model.parameters.items():
-        if name not in arrays or arrays[name].shape != parameter.shape:
-            found = arrays[name].shape if name in arrays else "nothing"
-            raise CheckpointError(f"{path}: {name} should have the shape {parameter.shape}, found {found}.")
+        if name not in arrays or arrays[name].shape != parameter.shape or arrays[name].dtype.name not in STORAGE:
+            found = f"{arrays[name].dtype} {arrays[name].shape}" if name in arrays else "nothing"
+            raise CheckpointError(f"{path}: {name} should be floats of the shape {parameter.shape}, found {found}.")
         parameter[...] = arrays[name]

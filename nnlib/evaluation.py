@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nnlib.errors import HyperparameterError
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP, Array
 
@@ -53,6 +54,8 @@ def evaluate(model: MLP, split: Labelled, batch_size: int = 1000) -> Evaluation:
 
     Raises HyperparameterError if there are no images or they do not fit the model.
     """
+    if not len(split.labels):
+        raise HyperparameterError("split: there are no images in it.")
     logits = model.predict_logits(split.images, batch_size)
     loss, _ = softmax_cross_entropy(logits, split.labels)
     return Evaluation(float(loss), *_accuracy(logits, split.labels), model.classes)
