@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from nnlib import Dataset, Hyperparameters, evaluate, load_dataset, standin, train
+from nnlib import Dataset, load_dataset, standin
 from nnlib.datasets import stratified
 from nnlib.errors import DataError
 
@@ -174,7 +174,11 @@ def test_turns_are_exact():
 
 
 def test_a_linear_model_learns_something_but_not_much():
-    """Less than half of what there is to learn: colours and places give some of it away, shapes do not."""
-    data = load_dataset("standin", n_train=6000, n_valid=500, n_test=2000)
-    linear = Hyperparameters.recipe("quick", hidden_sizes=(), epochs=4, components=128, learning_rate=0.03, l2=0.01)
-    assert 0.35 < evaluate(train(linear, data, progress=False).model, data.test).accuracy < 0.55
+    """Ridge regression on pictures of half the size: colours give some of the classes away, shapes do not."""
+    data = load_dataset("standin", n_train=6000, n_valid=10, n_test=2000)
+    halves = [
+        s.images.reshape(-1, 3, 16, 2, 16, 2).mean((3, 5)).reshape(-1, 768) - 128 for s in (data.train, data.test)
+    ]
+    X, X_test = (np.c_[np.full(len(half), 128), half] / 255 for half in halves)
+    W = np.linalg.solve(X.T @ X + 100 * np.eye(769), X.T @ np.eye(10)[data.train.labels])
+    assert 0.35 < ((X_test @ W).argmax(axis=1) == data.test.labels).mean() < 0.55
