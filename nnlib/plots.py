@@ -108,7 +108,7 @@ def _draw_images(ax: Axes, images: Array, columns: int, titles: Sequence[str] = 
     n, _, height, width = images.shape
     n_lines = max((title.count("\n") + 1 for title in titles), default=0)
     top = height + 1 + math.ceil(n_lines * 0.018 * width * columns)  # an image, and the room above it for its title
-    sheet = np.ones((math.ceil(n / columns) * columns, top, width + 1, 3), np.float32)
+    sheet = np.ones((max(math.ceil(n / columns), 1) * columns, top, width + 1, 3), np.float32)
     sheet[:n, top - height :, 1:] = images.transpose(0, 2, 3, 1)  # a grey channel is spread over the three
     sheet = sheet.reshape(-1, columns, top, width + 1, 3).swapaxes(1, 2)
     ax.imshow(sheet.reshape(-1, columns * (width + 1), 3), interpolation="nearest")
@@ -190,7 +190,7 @@ def _column(run: Any, name: str) -> Array:
 def history(run: Any, other: Any = None, filters: Array | None = None, shape: Sequence[int] = SQUARE) -> Figure:
     """Loss and accuracy of a run or history by epoch, the best one marked; ``other`` (one or several) drawn faintly.
 
-    With ``filters`` (H, D) the first layer's weights stand beside the curves, as images of ``shape``.
+    With ``filters`` (H, D) the weights of the first 36 units stand beside the curves, as images of ``shape``.
     """
     figure, axes = _figure(1, 2 if filters is None else 3, xlabel="epoch")
     others = other if isinstance(other, tuple) else (other,) if other else ()
@@ -198,10 +198,10 @@ def history(run: Any, other: Any = None, filters: Array | None = None, shape: Se
         for faint in others:
             _draw_curves(ax, faint, what, alpha=0.3, label="_")
         _draw_curves(ax, run, what)
-        ax.set_ylabel(UNITS[what])
+        ax.set(ylabel=UNITS[what], yscale="log" if ax.dataLim.y1 > 20 else "linear")  # a loss that diverges
         _label_lines(ax)
     if filters is not None:
-        _draw_images(axes[2], _as_images(filters, 36, shape), 6)
+        _draw_images(axes[2], _as_images(filters[:36], shape), 6)
         axes[2].set(title="First layer's weights", xlabel="")
     return figure
 
@@ -349,13 +349,13 @@ def _block_means(weights: Array, largest: int = 400) -> Array:
 def first_layer_images(filters: Array, n: int = 64, columns: int = 16, shape: Sequence[int] = SQUARE) -> Figure:
     """What ``n`` first-layer units weigh each pixel by, ``filters`` (H, D), longest first, as images of ``shape``."""
     title = "First layer's weights as images, longest first: grey is zero, each scaled to its own largest weight"
-    return image_grid(_as_images(filters, n, shape), (), columns, title)
+    longest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:n]
+    return image_grid(_as_images(filters[longest], shape), (), columns, title)
 
 
-def _as_images(filters: Array, n: int, shape: Sequence[int]) -> Array:
-    chosen = filters[np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:n]]
-    scale = np.maximum(np.abs(chosen).max(axis=1, keepdims=True), 1e-12)
-    return (0.5 + 0.5 * chosen / scale).reshape(-1, *shape)
+def _as_images(filters: Array, shape: Sequence[int]) -> Array:
+    scale = np.maximum(np.abs(filters).max(axis=1, keepdims=True), 1e-12)
+    return (0.5 + 0.5 * filters / scale).reshape(-1, *shape)
 
 
 def search_curves(results: Any, quantity: str = "valid_accuracy", top: int = 4) -> Figure:

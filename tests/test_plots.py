@@ -1,0 +1,251 @@
+"""Figures: each shows the numbers that it was given, can be drawn, and comes out the same each time."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from nbclient import NotebookClient
+
+import nnlib
+from nnlib import plots
+from nnlib.search import SearchResults, Trial
+
+CLASSES = ("cat", "dog", "frog")
+
+
+def make_split(n: int = 12, seed: int = 0) -> nnlib.Split:
+    rng = np.random.default_rng(seed)
+    return nnlib.Split(rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), np.arange(n) % 3)
+
+
+def make_data() -> nnlib.Dataset:
+    return nnlib.Dataset(make_split(30), make_split(9), make_split(6), CLASSES, "arrays")
+
+
+def make_history(n: int = 4, shift: float = 0.0) -> list[dict[str, float]]:
+    names = ("train_loss", "valid_loss", "train_accuracy", "valid_accuracy")
+    return [{"epoch": e, **dict.fromkeys(names, 1 / e + shift)} for e in range(1, n + 1)]
+
+
+def make_model() -> nnlib.MLP:
+    model = nnlib.MLP((3072, 6, 5, 3), "relu", classes=CLASSES)
+    for parameter in model.parameters.values():
+        parameter += 0.1
+    return model
+
+
+def make_table() -> pd.DataFrame:
+    rates, sizes = (0.01, 0.1, 1.0), ((8,), (16, 8))
+    rows = [
+        {"learning_rate": r, "hidden_sizes": s, "valid_accuracy": r / 4 + len(s) / 10} for r in rates for s in sizes
+    ]
+    return pd.DataFrame([*rows, {**rows[0], "valid_accuracy": float("nan")}])
+
+
+def make_results() -> SearchResults:
+    trials = [Trial(i, {"l2": i / 10}, history=make_history(shift=i / 10)) for i in range(8)]
+    return SearchResults(nnlib.Hyperparameters(), {}, "grid", [*trials, Trial(8, {"l2": 9.0}, "failed")])
+
+
+def evaluation() -> nnlib.Evaluation:
+    return nnlib.Evaluation(1.0, 0.5, np.array([[3, 1, 0], [2, 2, 0], [0, 1, 3]]), CLASSES)
+
+
+def report():
+    return nnlib.check_gradients(nnlib.MLP((5, 4, 3), "tanh"), np.eye(5, dtype=np.float32)[:3], np.arange(3), l2=0.1)
+
+
+MODEL = make_model()
+SOME = np.full((4, 3), 1 / 3)
+FIGURES = {
+    "image_grid": lambda: plots.image_grid(make_split().images, list("abcdefghijkl")),
+    "samples_by_class": lambda: plots.samples_by_class(make_split(), CLASSES, n=6),  # more than there are
+    "class_balance": lambda: plots.class_balance(make_data()),
+    "mean_images": lambda: plots.mean_images(make_split(), CLASSES),
+    "activation_functions": lambda: plots.activation_functions(["relu", "leaky_relu(0.2)", "gelu", "tanh"]),
+    "schedules": lambda: plots.schedules({s: nnlib.make_schedule(s, 0.1, 50) for s in ("step", "cosine")}, 50),
+    "history": lambda: plots.history(make_history(), other=make_history(7)),
+    "history_filters": lambda: plots.history([], (make_history(), make_history(3)), MODEL.parameters["W1"].T),
+    "histories": lambda: plots.histories({"a": make_history(), "b": make_history(shift=0.1)}, "valid_loss"),
+    "search_curves": lambda: plots.search_curves(make_results()),
+    "gradient_errors": lambda: plots.gradient_errors(report()),
+    "error_against_step": lambda: plots.error_against_step([1e-8, 1e-4, 1], {"central": [1e-8, 0, 1e-1]}),
+    "confusion": lambda: plots.confusion(evaluation()),
+    "per_class": lambda: plots.per_class(evaluation()),
+    "mistakes": lambda: plots.mistakes(make_split(4).images, np.arange(4) % 3, np.zeros(4, int), SOME, CLASSES),
+    "prediction": lambda: plots.prediction(make_split().images[0], np.array([0.2, 0.7, 0.1]), CLASSES, 0),
+    "weight_histograms": lambda: plots.weight_histograms(MODEL.initial_parameters(), MODEL.parameters),
+    "weight_heatmaps": lambda: plots.weight_heatmaps(MODEL.initial_parameters(), MODEL.parameters),
+    "first_layer_images": lambda: plots.first_layer_images(MODEL.parameters["W1"].T),
+    "search_heatmap": lambda: plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes"),
+    "search_strips": lambda: plots.search_strips(make_table(), ["learning_rate", "hidden_sizes"]),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_drawn_and_says_what_it_shows(name):
+    figure = FIGURES[name]()
+    assert isinstance(figure, Figure)
+    assert plots.png(figure, dpi=40).startswith(b"\x89PNG")
+    for ax in figure.axes:
+        assert ax.get_xlabel() or not len(ax.get_xticks()) or ax.get_label() == "<colorbar>"
+    if not name.startswith(("image_grid", "search_strips")):
+        assert any(ax.get_title() for ax in figure.axes)
+
+
+@pytest.mark.parametrize("name", ["history", "weight_heatmaps"])
+def test_figure_is_the_same_each_time(name):
+    assert plots.png(FIGURES[name]()) == plots.png(FIGURES[name]())
+
+
+def test_every_public_function_is_drawn_here():
+    helpers = {"png", "show", "style", "history_filters"}
+    public = {n for n, f in vars(plots).items() if getattr(f, "__module__", "") == plots.__name__ and n[0] != "_"}
+    assert public - helpers == set(FIGURES) - helpers
+
+
+def test_pyplot_is_not_needed():
+    code = "import sys; from nnlib import plots; plots.png(plots.activation_functions(['relu'])); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "matplotlib.pyplot" not in done.stdout.split()
+
+
+def test_palette_is_seaborns():
+    import seaborn
+
+    assert seaborn.color_palette("colorblind").as_hex() == plots.PALETTE
+
+
+def test_images_keep_their_pixels():
+    images = make_split(5).images
+    sheet = np.asarray(plots.image_grid(images, columns=3).axes[0].images[0].get_array())
+    assert sheet.shape == (2 * 33, 3 * 33, 3)
+    np.testing.assert_array_equal((255 * sheet[34:66, 34:66]).round(), images[4].transpose(1, 2, 0))
+    grey = np.asarray(plots.image_grid(np.zeros((1, 1, 8, 8)), columns=1).axes[0].images[0].get_array())
+    assert grey[1:, 1:].max() == 0
+
+
+def test_no_images_make_an_empty_grid():
+    assert plots.png(plots.image_grid(make_split(0).images))
+
+
+def test_history_marks_the_best_epoch():
+    history = make_history()
+    history[1]["valid_accuracy"], history[1]["valid_loss"] = 2.0, 0.25
+    loss, accuracy = plots.history(history).axes
+    assert accuracy.get_title() == "Accuracy 2.000 at best epoch 2"
+    assert loss.get_title() == "Loss 0.250 at best epoch 2"
+    (mark,) = [line for line in loss.lines if line.get_marker() == "o"]
+    assert mark.get_xydata().tolist() == [[2.0, 0.25]]
+
+
+def test_history_takes_records_with_gaps_and_losses_that_diverge():
+    gaps = [{"epoch": 0.5, "train_loss": 1e9, "train_accuracy": 0.1}, *make_history(1)]
+    loss, accuracy = plots.history(gaps).axes
+    assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
+    assert [line.get_xdata().tolist() for line in accuracy.lines[:2]] == [[0.5, 1], [1]]
+
+
+def test_histories_name_the_best_and_grey_the_rest():
+    ax = plots.histories({str(i): make_history(shift=i) for i in range(9)}, top=2).axes[0]
+    assert sorted(text.get_text() for text in ax.texts) == ["7", "8"]
+    assert sum(line.get_color() == "0.8" for line in ax.lines) == 7
+
+
+def test_labels_of_lines_do_not_overlap():
+    ax = plots.schedules({name: lambda step: 0.1 for name in "abcd"}, 10).axes[0]
+    places = sorted(text.get_position()[1] for text in ax.texts)
+    assert np.diff(places).min() > 0.07
+    assert places[-1] <= 1
+
+
+def test_gradient_errors_above_the_tolerance_are_red():
+    bad = nnlib.gradcheck.GradientReport(
+        tuple(nnlib.gradcheck.ParameterCheck(n, (0,), 1, 1, e, 1, 0) for n, e in (("W1", 1e-9), ("b1", 1e-3))),
+        1e-7,
+        "central",
+    )
+    colors = [patch.get_facecolor() for patch in plots.gradient_errors(bad).axes[0].patches]
+    assert colors[0][:3] != colors[1][:3]
+
+
+def test_confusion_shows_shares_of_rows():
+    texts = [text.get_text() for text in plots.confusion(evaluation()).axes[0].texts]
+    assert texts == ["75", "25", "0", "50", "50", "0", "0", "25", "75"]
+
+
+def test_block_means():
+    weights = np.arange(24.0).reshape(6, 4)
+    np.testing.assert_allclose(plots._block_means(weights, 2), [[4.5, 6.5], [16.5, 18.5]])
+    np.testing.assert_array_equal(plots._block_means(weights), weights)
+    assert plots._block_means(np.ones((7, 3)), 3).tolist() == [[1, 1, 1]] * 3
+
+
+def test_heatmaps_share_a_symmetric_scale():
+    before, after = plots.weight_heatmaps(MODEL.initial_parameters(), MODEL.parameters).axes[:2]
+    (low, high), other = before.images[0].get_clim(), after.images[0].get_clim()
+    assert low == -high
+    assert other == (low, high)
+
+
+def test_first_layer_images_are_sorted_by_length_and_scaled_each():
+    filters = np.outer([1.0, 3.0, 2.0], np.linspace(-1, 1, 3072))
+    filters[1] *= -1
+    sheet = np.asarray(plots.first_layer_images(filters, n=2, columns=2).axes[0].images[0].get_array())
+    first, second = sheet[1:33, 1:33], sheet[1:33, 34:66]
+    np.testing.assert_allclose(first[0, 0, 0], 1, atol=1e-6)
+    np.testing.assert_allclose(first, 1 - second, atol=1e-6)
+
+
+def test_search_heatmap_takes_the_best_of_each_pair():
+    texts = {
+        text.get_text() for text in plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes").axes[0].texts
+    }
+    assert texts == {"0.103", "0.203", "0.125", "0.225", "0.350", "0.450"}
+
+
+def test_style_leaves_no_trace_even_between_threads():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    threads = [threading.Thread(target=lambda: plots.png(FIGURES["schedules"]())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_show_saves_png_and_for_line_drawings_svg(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNLIB_FIGURES_DIR", str(tmp_path / "new"))
+    for _ in range(2):
+        plots.show(FIGURES["schedules"](), "lines")
+        plots.show(FIGURES["image_grid"](), "images")
+        plots.show(FIGURES["image_grid"]())
+        files = {path.name: path.read_bytes() for path in sorted((tmp_path / "new").iterdir())}
+        assert [*files] == ["images.png", "lines.png", "lines.svg"]
+        assert files == {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    assert b"<dc:date>" not in files["lines.svg"]
+
+
+def test_show_displays_with_alt_text_in_a_kernel(tmp_path):
+    code = """from nnlib import plots
+figure = plots.activation_functions(["relu"])
+plots.show(figure, "relu", "Value and derivative of ReLU")
+plots.show(figure)"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", extra_arguments=["--log-level=40"])
+    client.execute(env={**os.environ, "NNLIB_FIGURES_DIR": str(tmp_path)})
+    named, plain = notebook.cells[0].outputs
+    assert named["output_type"] == "display_data"
+    assert named["metadata"]["image/png"]["alt"] == "Value and derivative of ReLU"
+    assert 800 < named["metadata"]["image/png"]["width"] < 950
+    assert plain["metadata"]["image/png"]["alt"] == "What a unit passes on; What it lets back through"
+    assert [path.name for path in sorted(Path(tmp_path).iterdir())] == ["relu.png", "relu.svg"]
