@@ -86,9 +86,10 @@ def test_any_bit_flipped_and_any_cut_is_refused_or_harmless(small):
             assert str(small) in str(error)
             refused += 1
         else:  # a date in the archive, say
+            assert len(content) == len(raw)  # no cut is harmless
             assert {name: p.tobytes() for name, p in loaded.parameters.items()} == expected
             assert (loaded.layer_sizes, loaded.activation, loaded.classes) == ((3, 2, 2), ("relu",), ("0", "1"))
-    assert refused > 0.8 * len(damaged)
+    assert refused > 0.7 * len(damaged)
 
 
 def rewrite(path: Path, change) -> None:
