@@ -1,0 +1,284 @@
+"""Widgets without a browser: values and buttons are set as a browser would set them, and the picture must follow."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import nnlib
+from nnlib import plots, widgets
+from nnlib.hyperparameters import Hyperparameters
+
+
+@pytest.fixture(scope="module")
+def data() -> nnlib.Dataset:
+    return nnlib.load_dataset("standin", n_train=600, n_valid=60, n_test=60)
+
+
+@pytest.fixture(scope="module")
+def model(data) -> nnlib.MLP:
+    model = nnlib.MLP((3072, 6, 5, 10), "relu", classes=data.classes)
+    for parameter in model.parameters.values():
+        parameter += 0.01
+    return model
+
+
+@pytest.fixture
+def playground(data):
+    playground = widgets.training_playground(data, Hyperparameters(hidden_sizes=(8,), epochs=2, batch_size=20))
+    yield playground
+    playground.close()
+    if playground.thread:
+        playground.thread.join(20)
+        assert not playground.thread.is_alive()
+
+
+def change(panel, **values):
+    """Set controls, and say whether the picture changed; errors are for the test to look for."""
+    before = panel.picture.value
+    for name, value in values.items():
+        panel.controls[name].value = value
+    return panel.picture.value != before
+
+
+def until(condition, seconds: float = 20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_browse_images(data):
+    panel = widgets.browse_images(data)
+    assert panel.controls["page"].max == 19
+    assert change(panel, page=19)
+    assert change(panel, split="valid")
+    assert panel.controls["page"].value == panel.controls["page"].max == 2
+    assert change(panel, label=3)
+    assert panel.controls["page"].max == 1
+    assert not panel.message.value
+    part = data.valid.take(np.flatnonzero(data.valid.labels == 3))
+    assert panel.picture.value == plots.png(plots.image_grid(part.images, [data.classes[3]] * len(part)))
+
+
+def test_activation_explorer():
+    panel = widgets.activation_explorer()
+    assert change(panel, slope=0.5)
+    assert change(panel, names=("relu", "gelu"))
+    assert not change(panel, slope=0.2)  # neither of them has a slope
+    assert panel.picture.value == plots.png(plots.activation_functions(["relu", "gelu"]))
+    assert not panel.message.value
+
+
+def test_search_explorer():
+    rows = [(0.1, 0.0, (8,), 0.3, 1.5), (0.1, 0.1, (8,), 0.4, 1.4), (0.2, 0.0, (8, 4), 0.5, 1.3)]
+    table = pd.DataFrame(rows, columns=["learning_rate", "l2", "hidden_sizes", "valid_accuracy", "valid_loss"])
+    panel = widgets.search_explorer(table.assign(seconds=2.0))
+    assert panel.controls["x"].options == ("learning_rate", "l2", "hidden_sizes")
+    assert change(panel, y="l2")
+    assert change(panel, value="valid_loss")
+    assert change(panel, x="l2")  # one hyperparameter against itself: all trials
+    assert not panel.message.value
+
+
+def test_prediction_explorer(model, data):
+    panel = widgets.prediction_explorer(model, data.test)
+    wrong = np.flatnonzero(model.predict(data.test.images) != data.test.labels)
+    assert change(panel, index=59)
+    change(panel, mistakes=True)
+    assert panel.controls["index"].max == len(wrong) - 1
+    assert change(panel, index=3)
+    i = wrong[3]
+    proba = model.predict_proba(data.test.images)[i]
+    expected = plots.prediction(data.test.images[i], proba, data.classes, int(data.test.labels[i]))
+    assert panel.picture.value == plots.png(expected)
+
+
+def test_prediction_explorer_without_mistakes(model, data):
+    split = nnlib.Split(data.test.images, model.predict(data.test.images))
+    panel = widgets.prediction_explorer(model, split)
+    assert not change(panel, mistakes=True)
+    assert "no mistakes" in panel.message.value
+    assert change(panel, mistakes=False, index=1)
+    assert not panel.message.value
+
+
+def test_weight_browser(model):
+    panel = widgets.weight_browser(model)
+    for kind in ("heat map", "images, initial", "images, trained"):
+        assert change(panel, kind=kind)
+        assert not panel.message.value
+    assert not change(panel, layer="W3")
+    assert "choose W1" in panel.message.value
+    assert change(panel, kind="histogram")
+    assert not panel.message.value
+
+
+def test_an_error_stands_in_the_panel_and_the_picture_stays():
+    def draw(n):
+        if n:
+            raise ValueError("<n> is odd")
+        return plots.activation_functions(["relu"])
+
+    panel = widgets.Panel(draw, 100, n=widgets.w.IntSlider())
+    assert not change(panel, n=1)
+    assert "ValueError: &lt;n&gt; is odd" in panel.message.value
+
+
+def test_no_widget_uses_pyplot_or_output():
+    code = "import sys; from nnlib import widgets; widgets.activation_explorer(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "matplotlib.pyplot" not in done.stdout.split()
+
+
+@pytest.mark.parametrize("name", widgets.PLAYED)
+def test_controls_offer_what_the_field_allows(playground, name):
+    control, about = playground.controls[name], widgets.FIELDS[name].metadata
+    assert control.tooltip == about["help"]
+    for end in ("min", "max"):
+        if name not in ("learning_rate", "hidden_sizes") and hasattr(control, end):
+            limit = getattr(control, end)
+            about["check"](name, limit)
+            assert limit == pytest.approx(about["range"][end == "max"], abs=0.011)
+    for option in getattr(control, "options", ()):
+        about["check"](name, option)
+
+
+def test_playground_shows_its_setting_as_a_line_of_code(playground, data):
+    playground.controls["hidden_sizes"].value = [4, 3]
+    playground.controls["momentum"].value = 0.5
+    text = playground.code.value
+    assert "nnlib.train(nnlib.Hyperparameters(hidden_sizes=(4, 3), " in text
+    assert "momentum=0.5" in text
+    assert playground.hyperparameters() == Hyperparameters(hidden_sizes=(4, 3), epochs=2, batch_size=20, momentum=0.5)
+
+
+def test_playground_says_what_makes_no_sense(playground):
+    playground.controls["nesterov"].value = True
+    assert "it needs a momentum above 0" in playground.message.value
+    assert playground.buttons["Start"].disabled
+    playground.controls["momentum"].value = 0.9
+    assert not playground.message.value
+    assert not playground.buttons["Start"].disabled
+
+
+def test_playground_trains_as_nnlib_train_does(playground, data):
+    empty = playground.picture.value
+    playground.buttons["Start"].click()
+    playground.thread.join(30)
+    assert playground.picture.value != empty
+    assert playground.status.value.startswith("epoch 2 of 2, step 60")
+    history = nnlib.train(playground.hyperparameters(), data, progress=False).history
+    shown = [record["valid_loss"] for record in playground.runs[0] if "valid_loss" in record]
+    assert shown == history.column("valid_loss").tolist()
+    points = [record for record in playground.runs[0] if "train_loss" in record]
+    assert [round(point["epoch"], 3) for point in points] == [round(i / 10, 3) for i in range(1, 21)]
+    first = np.mean([point["train_loss"] for point in points[:10]])
+    assert first == pytest.approx(history[0]["train_loss"], rel=1e-6)
+
+
+def test_playground_draws_twice_a_second_and_stops(playground):
+    playground.controls["epochs"].value = 10_000
+    times = []
+    playground.picture.observe(lambda _: times.append(time.monotonic()), "value")
+    playground.buttons["Start"].click()
+    until(lambda: len(times) > 6)
+    playground.buttons["Stop"].click()
+    playground.thread.join(20)
+    assert not playground.thread.is_alive()
+    assert "stopped" in playground.status.value
+    assert np.median(np.diff(times)) < 0.5 * 2  # twice as long as it should be, for machines that are busy
+
+
+def test_playground_pauses_and_goes_on(playground):
+    playground.controls["epochs"].value = 10_000
+    playground.buttons["Start"].click()
+    until(lambda: playground.status.value.startswith("epoch"))
+    playground.pause.value = True
+    assert playground.pause.description == "Resume"
+    time.sleep(0.6)
+    status = playground.status.value
+    time.sleep(0.6)
+    assert playground.status.value == status
+    playground.pause.value = False
+    until(lambda: playground.status.value != status)
+    playground.pause.value = True
+    playground.buttons["Stop"].click()  # a paused run can be stopped
+    playground.thread.join(20)
+    assert not playground.thread.is_alive()
+    assert playground.pause.description == "Pause"
+
+
+def test_second_start_does_nothing(playground):
+    playground.controls["epochs"].value = 10_000
+    playground.buttons["Start"].click()
+    thread, n_threads = playground.thread, threading.active_count()
+    playground.buttons["Start"].click()
+    assert playground.thread is thread
+    assert threading.active_count() == n_threads
+
+
+def test_only_one_playground_trains(playground, data):
+    other = widgets.training_playground(data, playground.base)
+    playground.controls["epochs"].value = 10_000
+    playground.start()
+    other.start()
+    assert other.thread is None
+    assert "Another playground is training" in other.message.value
+    playground.stop()
+    playground.thread.join(20)
+    other.start()
+    assert not other.message.value
+    other.close()
+    other.thread.join(20)
+
+
+def test_divergence_is_told_and_the_next_run_is_not_hindered(playground):
+    playground.controls["learning_rate"].value = 10
+    playground.controls["epochs"].value = 50
+    playground.start()
+    playground.thread.join(30)
+    assert "The likely cause is the learning rate" in playground.message.value
+    assert not playground.runs
+    playground.controls["learning_rate"].value = 0.01
+    playground.controls["epochs"].value = 1
+    playground.start()
+    playground.thread.join(30)
+    assert not playground.message.value
+    assert len(playground.runs) == 1
+
+
+def test_reset_forgets_runs_and_settings(playground):
+    empty, code = playground.picture.value, playground.code.value
+    playground.controls["learning_rate"].value = 0.02
+    playground.controls["hidden_sizes"].value = [3]
+    playground.controls["epochs"].value = 10_000
+    playground.start()
+    playground.buttons["Reset"].click()
+    assert not playground.thread.is_alive()
+    assert (playground.picture.value, playground.code.value, playground.runs) == (empty, code, [])
+
+
+def test_closing_the_last_view_stops(playground):
+    playground.controls["epochs"].value = 10_000
+    playground.start()
+    playground._view_count = 2  # as the browser says it
+    playground._view_count = 1
+    assert not playground.stopping.is_set()
+    playground._view_count = 0
+    playground.thread.join(20)
+    assert not playground.thread.is_alive()
+
+
+def test_playground_takes_arrays_that_are_no_images():
+    rng = np.random.default_rng(0)
+    own = nnlib.Dataset.from_arrays(rng.normal(size=(200, 4)), rng.integers(0, 3, 200))
+    playground = widgets.training_playground(own, Hyperparameters(hidden_sizes=(5,), epochs=2))
+    playground.start()
+    playground.thread.join(20)
+    assert not playground.message.value
+    assert len(playground.runs) == 1
