@@ -84,36 +84,33 @@ def _digest(path: Path, algorithm: str) -> str:
 # ---- fetching ----
 
 
-def fetch(root: str | os.PathLike[str] | None = None, progress: bool = True) -> Path:
+def fetch(root: str | os.PathLike[str] | None = None, progress: bool = True, download: bool = True) -> Path:
     """Bring CIFAR-10 to disk, unless it is there, and return the folder with its files.
 
     An archive put into ``root`` by hand is taken first. ``NNLIB_CIFAR10_URLS`` (separated by spaces) replaces the
     sources. What arrived of a broken-off download is kept for the next call to complete; the folder appears whole, in
-    one step. Raises NotFetched if no source gives the archive, DataError if the archive is a wrong one.
+    one step. Raises NotFetched if no source gives the archive, DataError if the one put there is another.
     """
     import filelock
 
     root = data_root(root)
-    folder, work = root / FOLDER, root / "cifar-10-download"
+    folder, archive, work = root / FOLDER, root / ARCHIVE, root / "cifar-10-download"
+    if folder.exists():
+        return folder
+    if archive.exists() and (found := _digest(archive, "sha256")) != SHA256:
+        raise DataError(f"{archive} is not the official archive: its SHA-256 is {found}, not {SHA256}. Delete it.")
+    if not (archive.exists() or download):
+        raise NotFetched(f"CIFAR-10 is not on disk.\nIt would be in {root}; download=True may bring it there.")
     try:
-        if not folder.exists():
-            work.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(root / "cifar-10-lock"):  # a second process waits here, then finds the work done
-                if not folder.exists():
-                    _unpack(by_hand(root) or _download(work, progress), work)
-                    (work / FOLDER).replace(folder)
-                shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / "cifar-10-lock"):  # a second process waits here, then finds the work done
+            if not folder.exists():
+                _unpack(archive if archive.exists() else _download(work, progress), work)
+                (work / FOLDER).replace(folder)
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as problem:
         raise NotFetched(f"CIFAR-10 could not be stored: {problem.strerror}.\nThe folder is {root}") from problem
     return folder
-
-
-def by_hand(root: Path) -> Path | None:
-    """The archive that somebody put into ``root``, or None; DataError if it is another file under that name."""
-    archive = root / ARCHIVE
-    if archive.is_file() and (found := _digest(archive, "sha256")) != SHA256:
-        raise DataError(f"{archive} is not the official archive: its SHA-256 is {found}, not {SHA256}. Delete it.")
-    return archive if archive.is_file() else None
 
 
 def _download(work: Path, progress: bool) -> Path:
@@ -146,7 +143,8 @@ def _complete(url: str, target: str, _: object, last: bool, progress: bool) -> N
         try:
             _append(url, part, last, progress)
         except requests.RequestException as problem:
-            reason = _in_short(problem)
+            cause = str(problem).split(" for url")[0].rsplit("): ", 1)[-1]  # behind the way to it
+            reason = f"{type(problem).__name__}: {cause}".rstrip("\"')").replace(" (", ", ")
         if _size(part) <= before:  # as long as each try brings something, go on
             raise DataError(reason)
     part.replace(target)
@@ -189,12 +187,6 @@ def _unless_crawling(chunks: Iterable[bytes], url: str, last: bool) -> Iterator[
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _in_short(problem: Exception) -> str:
-    """The kind and the end of what requests says: the cause stands there, behind the way to it."""
-    cause = str(problem).split(" for url")[0].rsplit("): ", 1)[-1].rstrip("\"')").replace(" (", ", ")
-    return f"{type(problem).__name__}: {cause}"
 
 
 def _unpack(archive: Path, work: Path) -> None:

@@ -177,15 +177,12 @@ def stratified(labels: Array, n: int, seed: int) -> tuple[Array, Array]:
 
 def _cifar10(root: Path, download: bool, n_valid: int, seed: int, progress: bool) -> Dataset:
     """CIFAR-10 from the cache beside its files or, if that is missing, stale or damaged, from the files themselves."""
-    if not (root / cifar10.FOLDER).exists():
-        if not (download or cifar10.by_hand(root)):
-            raise NotFetched(f"CIFAR-10 is not on disk.\nIt would be in {root}; download=True may fetch it.")
-        cifar10.fetch(root, progress)
-    key = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in cifar10.files(root / cifar10.FOLDER)]
+    folder = cifar10.fetch(root, progress, download)
+    key = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in cifar10.files(folder)]
     cache = root / "cifar-10-cache" / f"{n_valid}-valid-seed-{seed}.bin"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _open_cache(cache, key)
-    images, labels, n_test, classes, source = cifar10.read(root / cifar10.FOLDER)
+    images, labels, n_test, classes, source = cifar10.read(folder)
     whole = Split(images, labels)
     train, valid = (whole.take(rows) for rows in stratified(labels[:-n_test], n_valid, seed))
     data = Dataset(train, valid, whole.take(slice(-n_test, None)), classes, source)
