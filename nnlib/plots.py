@@ -387,3 +387,46 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
         ax.set_xlabel(name)
     axes[0].set_ylabel(value)
     return figure
+
+
+def curves(named: Mapping[str, Any], title: str, x: str, y: str, log: bool = False) -> Figure:
+    """Any sequences of numbers as lines, against 1, 2, 3, ...; ``log`` makes the vertical axis logarithmic."""
+    figure, (ax,) = _figure(title=title, xlabel=x, ylabel=y, yscale="log" if log else "linear")
+    for name, values in named.items():
+        ax.plot(np.arange(1, len(values) + 1), values, label=name)
+    _label_lines(ax)
+    return figure
+
+
+def small_multiples(panels: Mapping[str, Mapping[str, Any]], quantity: str = "valid_loss") -> Figure:
+    """One panel for each hyperparameter, in it one line for each value: a quantity of runs or histories by epoch."""
+    rows = math.ceil(len(panels) / 3)
+    figure, axes = _figure(rows, 3, height=2.9 * rows, share=True, xlabel="epoch")
+    for ax, (name, runs) in zip(axes, panels.items(), strict=False):
+        for value, run in runs.items():
+            ax.plot(_column(run, "epoch"), _column(run, quantity), label=value)
+        ax.set_title(name)
+        _label_lines(ax, gap=0.1)
+    for ax in axes[::3]:
+        ax.set_ylabel(UNITS[quantity.split("_")[1]])
+    return figure
+
+
+def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
+    """Share of right answers among predictions of each confidence, ``right`` and ``confidence`` (N,), and how many."""
+    title, unit = (
+        "How often is the network right when it is so sure?",
+        "confidence (probability of the predicted class)",
+    )
+    figure, (ax, below) = _figure(2, 1, height=5, xlim=(0, 1))
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    share = np.bincount(place, weights=right, minlength=bins) / np.maximum(counts, 1)
+    middles = (np.arange(bins) + 0.5) / bins
+    ax.bar(middles, share, width=0.9 / bins, yerr=np.sqrt(share * (1 - share) / np.maximum(counts, 1)))
+    ax.plot([0, 1], [0, 1], "--", color=RED, label="as sure\nas right")
+    ax.set(title=title, ylabel="share of right answers", ylim=(0, 1))
+    below.bar(middles, counts, width=0.9 / bins, color=GREY)
+    below.set(xlabel=unit, ylabel="images")
+    _label_lines(ax)
+    return figure
