@@ -67,12 +67,16 @@ class RunDirectory:
 
         Raises CheckpointError, naming what differs, if the folder belongs to another run.
         """
+        for part in self.path.glob(".*.part"):
+            part.unlink()  # what a killed process was writing
         if not resume:
             for path in (self.best, self.last, self.previous):
                 path.unlink(missing_ok=True)
         elif self.last.exists() or self.previous.exists():
             self._refuse_other_run(trainer)
             self._restore(trainer)
+            trainer.stop_early()
+            self._write_history(trainer)
         write_text(self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n")
         write_text(self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n")
 
@@ -130,7 +134,7 @@ class RunDirectory:
                 a[...] = arrays[f"{group}.{name}"]
         trainer.model.preprocessing = trainer.evaluated.preprocessing = preprocessing_from(arrays)
         trainer.step = trainer.optimizer.steps = meta["step"]
-        trainer.history.extend(meta["history"])
+        trainer.history[:] = meta["history"]
         for name, value in meta["tally"].items():
             setattr(trainer.tally, name, value)
         if trainer.history:
@@ -146,7 +150,9 @@ class RunDirectory:
             if not self.previous.exists():
                 raise
             print(f"{error}\nGoing on from the state before it, {self.previous.name}.")
-            return read_arrays(self.previous)
+            state = read_arrays(self.previous)
+            self.last.unlink(missing_ok=True)  # or the next save would put it in the place of the good one
+            return state
 
     def _refuse_other_run(self, trainer: "Trainer") -> None:
         asked, found = trainer.hp.to_dict(), self.read_hyperparameters()

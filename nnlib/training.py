@@ -19,7 +19,7 @@ import numpy as np
 
 from nnlib.checkpoints import load_model, save_model
 from nnlib.datasets import Dataset
-from nnlib.errors import TrainingDiverged
+from nnlib.errors import DataError, TrainingDiverged
 from nnlib.evaluation import evaluate
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.losses import softmax_cross_entropy
@@ -164,6 +164,8 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         init: MLP | None = None,
     ) -> None:
+        if not len(data.train) or not len(data.valid):
+            raise DataError(f"{len(data.train)} training and {len(data.valid)} validation images: both are needed.")
         self.hp, self.data = hp, data
         self.model = build_model(hp, data)
         if init is not None:
@@ -213,6 +215,12 @@ class Trainer:
     def stop(self, why: str) -> None:
         """Ask for the end after the present step; everything is saved and the run returned."""
         self.stopped = why
+
+    def stop_early(self) -> None:
+        """Stop if ``hp.patience`` epochs have gone by without a new best."""
+        hp = self.hp
+        if hp.patience and self.history and self.epoch - self.history.best(hp.select_by)["epoch"] >= hp.patience:
+            self.stop(f"stopped early: no better {hp.select_by} in {hp.patience} epochs")
 
     def run(self, until: int | None = None) -> TrainingRun:
         """Train to the end of epoch ``until`` (default: all ``hp.epochs``) and return the run.
@@ -291,7 +299,10 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Validate, record, keep the weights if they are the best so far, and save."""
         started = time.perf_counter()
-        valid = evaluate(self.evaluated, self.data.valid)
+        with np.errstate(all="ignore"):
+            valid = evaluate(self.evaluated, self.data.valid)
+        if not math.isfinite(valid.loss):
+            self._diverged(valid.loss)
         tally, self.tally = self.tally, _Tally()
         record = {
             "epoch": self.epoch + 1,
@@ -308,8 +319,7 @@ class Trainer:
         if best is record:
             for name, parameter in self.evaluated.parameters.items():
                 self.best_parameters[name][...] = parameter
-        elif self.hp.patience and self.epoch - best["epoch"] >= self.hp.patience:
-            self.stop(f"stopped early: no better {self.hp.select_by} in {self.hp.patience} epochs")
+        self.stop_early()
         self._save(new_best=best is record)
         self._call("on_epoch")
 
