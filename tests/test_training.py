@@ -391,8 +391,10 @@ count, saving = events(root / "counted")
 killed = 0
 for n in range(30):
     folder = root / str(n)
-    moment = rng.choice(saving) if n % 3 else rng.randrange(count)
+    moment = saving[len(saving) * n // 30 + rng.randrange(len(saving) // 30)] if n % 3 else rng.randrange(count)
     killed += train_and_die(folder, moment) == -signal.SIGKILL
+    if (folder / "log.txt").exists():  # something was saved whole: one state or the one before it is there
+        assert (folder / "last.npz").exists() or (folder / "previous.npz").exists(), n
     if n % 2:
         killed += train_and_die(folder, rng.randrange(count // 4)) == -signal.SIGKILL
     run = train(folder)
