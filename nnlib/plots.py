@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nnlib.activations import get_activation
@@ -45,15 +46,20 @@ def style() -> Iterator[None]:
         yield
 
 
-def png(figure: Figure, dpi: int = 100, **options: Any) -> bytes:
+@style()
+def png(figure: Figure, dpi: int = 100) -> bytes:
     """Return ``figure`` as PNG: the same bytes for the same figure."""
-    return _file(figure, "png", dpi=dpi, metadata={"Software": None}, **options)
+    out = io.BytesIO()
+    figure.set_dpi(dpi)
+    canvas: Any = FigureCanvasAgg(figure)  # draws once, where savefig draws twice
+    canvas.print_png(out, metadata={"Software": None})
+    return out.getvalue()
 
 
 @style()
-def _file(figure: Figure, kind: str, **options: Any) -> bytes:
+def _trimmed(figure: Figure, kind: str, undated: dict[str, None]) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format=kind, **options)
+    figure.savefig(out, format=kind, dpi=150, bbox_inches="tight", metadata=undated)
     return out.getvalue()
 
 
@@ -64,9 +70,9 @@ def show(figure: Figure, name: str = "", alt: str = "") -> None:
     """
     from IPython.display import Image, display
 
-    files = {".png": png(figure, dpi=150, bbox_inches="tight")}
+    files = {".png": _trimmed(figure, "png", {"Software": None})}
     if not any(ax.images or len(ax.collections) for ax in figure.axes):
-        files[".svg"] = _file(figure, "svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+        files[".svg"] = _trimmed(figure, "svg", {"Date": None, "Creator": None})
     checkout = Path(__file__).resolve().parents[1]
     default = checkout if (checkout / "pyproject.toml").exists() else Path()
     folder = Path(os.environ.get("NNLIB_FIGURES_DIR") or default / "figures")
@@ -414,19 +420,16 @@ def small_multiples(panels: Mapping[str, Mapping[str, Any]], quantity: str = "va
 
 def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
     """Share of right answers among predictions of each confidence, ``right`` and ``confidence`` (N,), and how many."""
-    title, unit = (
-        "How often is the network right when it is so sure?",
-        "confidence (probability of the predicted class)",
-    )
-    figure, (ax, below) = _figure(2, 1, height=5, xlim=(0, 1))
+    unit = "confidence (probability of the predicted class)"
+    figure, (ax, below) = _figure(2, 1, height=5, xlim=(0, 1), xlabel=unit)
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     share = np.bincount(place, weights=right, minlength=bins) / np.maximum(counts, 1)
     middles = (np.arange(bins) + 0.5) / bins
     ax.bar(middles, share, width=0.9 / bins, yerr=np.sqrt(share * (1 - share) / np.maximum(counts, 1)))
     ax.plot([0, 1], [0, 1], "--", color=RED, label="as sure\nas right")
-    ax.set(title=title, ylabel="share of right answers", ylim=(0, 1))
+    ax.set(title="How often is the network right when it is so sure?", ylabel="share of right answers", ylim=(0, 1))
     below.bar(middles, counts, width=0.9 / bins, color=GREY)
-    below.set(xlabel=unit, ylabel="images")
+    below.set_ylabel("images")
     _label_lines(ax)
     return figure

@@ -158,11 +158,12 @@ def _control(name: str, value: Any) -> Any:
     """Return a control for one hyperparameter, which offers only what its field allows."""
     about = FIELDS[name].metadata
     look = {"value": value, "description": name.replace("_", " "), "tooltip": about["help"]}
+    look["style"] = {"description_width": "100px"}
     options = ACTIVATIONS if name == "activation" else about.get("options")
     if options:
         return w.Dropdown(options=[*dict.fromkeys([value, *options])], **look)
     if name == "hidden_sizes":
-        return w.IntsInput(min=1, max=65536, **look | {"value": [*value]})
+        return w.Text(continuous_update=False, **look | {"value": ", ".join(map(str, value))})
     if isinstance(value, bool):
         return w.Checkbox(**look)
     low, high = about["range"]
@@ -213,7 +214,8 @@ class _Live(Callback):
         shape = trainer.data.train.images.shape[1:]
         filters = _filters(trainer.model, trainer.model.parameters["W1"][:, :36]) if len(shape) == 3 else None
         self.view.show(self.records, filters, shape)
-        self.view.status.value = f"epoch {trainer.epoch} of {trainer.hp.epochs}, step {trainer.step}; {trainer.stopped}"
+        done = f"{trainer.epoch} of {trainer.hp.epochs} epochs, {trainer.step} steps"
+        self.view.status.value = ", ".join(filter(None, [done, trainer.stopped]))
 
 
 class Playground(w.VBox):  # type: ignore[misc]
@@ -223,6 +225,7 @@ class Playground(w.VBox):  # type: ignore[misc]
         self.data = data
         self.base = hp or Hyperparameters.recipe("quick", hidden_sizes=(128, 64), epochs=5, warmup_steps=20)
         self.controls = {name: _control(name, getattr(self.base, name)) for name in PLAYED}
+        self.defaults = {name: control.value for name, control in self.controls.items()}
         self.buttons = {name: w.Button(description=name) for name in ("Start", "Stop", "Reset")}
         self.pause = w.ToggleButton(description="Pause")
         self.code, self.message, self.status, self.picture = w.HTML(), w.HTML(), w.Label(), _picture(360)
@@ -246,7 +249,10 @@ class Playground(w.VBox):  # type: ignore[misc]
 
     def hyperparameters(self) -> Hyperparameters:
         """The present setting. Raises HyperparameterError for a combination that makes no sense."""
-        return self.base.replace(**{name: control.value for name, control in self.controls.items()})
+        values = {name: control.value for name, control in self.controls.items()}
+        sizes = [size.strip() for size in values["hidden_sizes"].split(",") if size.strip()]
+        values["hidden_sizes"] = [int(size) if size.isdecimal() else size for size in sizes]
+        return self.base.replace(**values)
 
     def _tell_code(self, change: Any = None) -> None:
         """Write the present setting as a line of code, or say what is wrong with it."""
@@ -307,7 +313,7 @@ class Playground(w.VBox):  # type: ignore[misc]
         if self.thread:
             self.thread.join(30)
         for name, control in self.controls.items():
-            control.value = getattr(self.base, name)
+            control.value = self.defaults[name]
         self.runs.clear()
         self.show([])
         self.status.value = ""

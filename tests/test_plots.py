@@ -84,6 +84,11 @@ FIGURES = {
     "weight_histograms": lambda: plots.weight_histograms(MODEL.initial_parameters(), MODEL.parameters),
     "weight_heatmaps": lambda: plots.weight_heatmaps(MODEL.initial_parameters(), MODEL.parameters),
     "first_layer_images": lambda: plots.first_layer_images(MODEL.parameters["W1"].T),
+    "curves": lambda: plots.curves({"a": [3, 2, 1], "b": [1, 2]}, "Two rows of numbers", "place", "number", log=True),
+    "small_multiples": lambda: plots.small_multiples(
+        {"l2": {"0": make_history()}, "momentum": {"0.9": make_history()}}
+    ),
+    "calibration": lambda: plots.calibration(np.array([0.1, 0.5, 1.0, 1.0]), np.array([0, 1, 1, 0])),
     "search_heatmap": lambda: plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes"),
     "search_strips": lambda: plots.search_strips(make_table(), ["learning_rate", "hidden_sizes"]),
 }

@@ -149,12 +149,19 @@ def test_controls_offer_what_the_field_allows(playground, name):
 
 
 def test_playground_shows_its_setting_as_a_line_of_code(playground, data):
-    playground.controls["hidden_sizes"].value = [4, 3]
+    playground.controls["hidden_sizes"].value = "4, 3"
     playground.controls["momentum"].value = 0.5
     text = playground.code.value
     assert "nnlib.train(nnlib.Hyperparameters(hidden_sizes=(4, 3), " in text
     assert "momentum=0.5" in text
     assert playground.hyperparameters() == Hyperparameters(hidden_sizes=(4, 3), epochs=2, batch_size=20, momentum=0.5)
+
+
+@pytest.mark.parametrize("text", ["12, x", "0", "-3", "64; 32", "1e3"])
+def test_playground_refuses_sizes_that_are_none(playground, text):
+    playground.controls["hidden_sizes"].value = text
+    assert "hidden_sizes" in playground.message.value
+    assert playground.buttons["Start"].disabled
 
 
 def test_playground_says_what_makes_no_sense(playground):
@@ -171,7 +178,7 @@ def test_playground_trains_as_nnlib_train_does(playground, data):
     playground.buttons["Start"].click()
     playground.thread.join(30)
     assert playground.picture.value != empty
-    assert playground.status.value.startswith("epoch 2 of 2, step 60")
+    assert playground.status.value.startswith("2 of 2 epochs, 60 steps")
     history = nnlib.train(playground.hyperparameters(), data, progress=False).history
     shown = [record["valid_loss"] for record in playground.runs[0] if "valid_loss" in record]
     assert shown == history.column("valid_loss").tolist()
@@ -197,7 +204,7 @@ def test_playground_draws_twice_a_second_and_stops(playground):
 def test_playground_pauses_and_goes_on(playground):
     playground.controls["epochs"].value = 10_000
     playground.buttons["Start"].click()
-    until(lambda: playground.status.value.startswith("epoch"))
+    until(lambda: "steps" in playground.status.value)
     playground.pause.value = True
     assert playground.pause.description == "Resume"
     time.sleep(0.6)
@@ -255,7 +262,7 @@ def test_divergence_is_told_and_the_next_run_is_not_hindered(playground):
 def test_reset_forgets_runs_and_settings(playground):
     empty, code = playground.picture.value, playground.code.value
     playground.controls["learning_rate"].value = 0.02
-    playground.controls["hidden_sizes"].value = [3]
+    playground.controls["hidden_sizes"].value = "3"
     playground.controls["epochs"].value = 10_000
     playground.start()
     playground.buttons["Reset"].click()
