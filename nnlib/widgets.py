@@ -250,6 +250,7 @@ class Playground(w.VBox):  # type: ignore[misc]
     def hyperparameters(self) -> Hyperparameters:
         """The present setting. Raises HyperparameterError for a combination that makes no sense."""
         values = {name: control.value for name, control in self.controls.items()}
+        values |= {n: float(f"{v:.4g}") for n, v in values.items() if isinstance(v, float)}  # sliders give 0.8900000001
         sizes = [size.strip() for size in values["hidden_sizes"].split(",") if size.strip()]
         values["hidden_sizes"] = [int(size) if size.isdecimal() else size for size in sizes]
         return self.base.replace(**values)

@@ -150,7 +150,7 @@ def test_controls_offer_what_the_field_allows(playground, name):
 
 def test_playground_shows_its_setting_as_a_line_of_code(playground, data):
     playground.controls["hidden_sizes"].value = "4, 3"
-    playground.controls["momentum"].value = 0.5
+    playground.controls["momentum"].value = 0.5000000000000001
     text = playground.code.value
     assert "nnlib.train(nnlib.Hyperparameters(hidden_sizes=(4, 3), " in text
     assert "momentum=0.5" in text
