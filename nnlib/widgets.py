@@ -50,7 +50,7 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     def __init__(self, draw: Callable[..., Figure], height: int, **controls: Any) -> None:
         self.draw, self.controls = draw, controls
-        self.message, self.picture = w.HTML(), _picture(height)
+        self.message, self.picture = w.HTML(layout={"min_height": "32px"}), _picture(height)
         super().__init__([_row(controls.values()), self.message, self.picture])
         for control in controls.values():
             control.observe(self.update, "value")
@@ -228,7 +228,8 @@ class Playground(w.VBox):  # type: ignore[misc]
         self.defaults = {name: control.value for name, control in self.controls.items()}
         self.buttons = {name: w.Button(description=name) for name in ("Start", "Stop", "Reset")}
         self.pause = w.ToggleButton(description="Pause")
-        self.code, self.message, self.status, self.picture = w.HTML(), w.HTML(), w.Label(), _picture(360)
+        self.code, self.status, self.picture = w.HTML(), w.Label(), _picture(360)
+        self.message = w.HTML(layout={"min_height": "32px"})  # so that the picture does not jump
         self.going, self.stopping = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
         self.runs: list[list[dict[str, float]]] = []
