@@ -189,9 +189,8 @@ class Trainer:
         self.learning_rate = self._make_schedule()
         self.step, self.history, self.tally = 0, History(), _Tally()
         self.best_parameters = {name: p.copy() for name, p in self.evaluated.parameters.items()}
-        self.stopped = ""
+        self.stopped, self.resume = "", resume
         self.directory = RunDirectory(run_dir) if run_dir is not None else None
-        self.resume = resume
         self.callbacks = [*_reporters(progress), *callbacks]
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
 

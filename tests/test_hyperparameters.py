@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnlib import RECIPES, HyperparameterError, Hyperparameters
@@ -87,6 +87,7 @@ def test_values_are_made_plain():
     assert Hyperparameters(hidden_sizes=()).hidden_sizes == ()  # a linear classifier
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 99), max_size=3),
     st.sampled_from(["relu", "leaky_relu(0.2)", "gelu"]),

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnlib
@@ -61,6 +61,7 @@ def test_forward_and_backward_by_hand():
     np.testing.assert_allclose(gradients["x"], [[0.5, 0]], rtol=1e-15)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=2, max_size=5),
     st.integers(1, 8),

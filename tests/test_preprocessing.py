@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnlib
@@ -127,6 +127,7 @@ def moved(image: np.ndarray, down: int, right: int) -> np.ndarray:
     return result
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.booleans(), st.integers(0, 6))
 def test_augmentation_is_a_mirror_image_and_a_shift(seed, n, flip, shift):
     images = pictures(n, seed=seed % 7)

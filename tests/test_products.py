@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnlib.products import add_scaled, product
@@ -21,6 +21,7 @@ def draw(rng: np.random.Generator, rows: int, columns: int, dtype, layout: str) 
 layouts = st.sampled_from(["rows", "columns", "strided"])
 
 
+@settings(deadline=None)
 @given(sizes, sizes, sizes, st.sampled_from(list(EPSILON)), layouts, layouts, st.sampled_from([0.0, 1.0, 0.9]))
 def test_product(m, k, n, dtype, layout_a, layout_b, factor):
     rng = np.random.default_rng([m, k, n])

@@ -1,7 +1,7 @@
 """The learning rate at chosen steps, worked out by hand."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nnlib
@@ -46,6 +46,7 @@ def test_warm_up_stands_in_front_of_any(name):
     assert [warm(s) for s in range(10, 100)] == [plain(s) for s in range(90)]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(SCHEDULES), st.floats(1e-3, 1), st.floats(0, 1e-3), st.integers(1, 300), st.integers(0, 400)
 )  # fmt: skip

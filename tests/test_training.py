@@ -16,7 +16,10 @@ import nnlib
 from nnlib.checkpoints import read_arrays
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP
+from nnlib.optimizers import SGD
+from nnlib.preprocessing import augment, fit_preprocessing
 from nnlib.rundir import RunDirectory
+from nnlib.schedules import make_schedule
 from nnlib.training import Callback, Trainer
 
 
@@ -120,6 +123,40 @@ def test_two_epochs_against_a_naive_loop():
     assert run.history[-1]["valid_accuracy"] == (z.argmax(axis=1) == DATA.valid.labels).mean()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"decoupled_l2": True, "nesterov": False, "flip": False},
+        {"schedule": "step", "decay_rate": 0.5, "decay_every": 4, "min_learning_rate": 0.02, "momentum": 0},
+        {"initialisation": "lecun_uniform", "whitening_floor": 0.5, "shift": 0, "ema": 0, "dropout": 0},
+    ],
+)
+def test_every_hyperparameter_is_obeyed(changes):
+    hp = EVERYTHING.replace(nesterov=changes.get("momentum", 1) > 0, epochs=2).replace(**changes)
+    trainer = Trainer(hp, DATA, progress=False)
+    trainer.run()
+    fitted = fit_preprocessing("whiten", DATA.train.images, components=20, floor=hp.whitening_floor)
+    model = MLP((20, 8, 3), "gelu", seed=3, initialisation=hp.initialisation, preprocessing=fitted)
+    options = {name: getattr(hp, name) for name in ("momentum", "nesterov", "clip_norm", "ema")}
+    sgd = SGD(model.parameters, decoupled_l2=1e-3 if hp.decoupled_l2 else 0, **options)
+    names = ("decay_rate", "decay_every", "min_learning_rate", "warmup_steps")
+    rate = make_schedule(hp.schedule, 0.05, 14, **{name: getattr(hp, name) for name in names})
+    for step in range(14):
+        if step % 7 == 0:
+            order = np.random.default_rng([3, 1, step // 7]).permutation(100)
+        rows = order[step % 7 * 16 :][:16]
+        images = DATA.train.images[rows]
+        x = fitted.transform(augment(images, np.random.default_rng([3, 2, step]), flip=hp.flip, shift=hp.shift))
+        masks = model.dropout_masks(len(rows), np.random.default_rng([3, 3, step]), hp.dropout, hp.input_dropout)
+        _, dlogits = softmax_cross_entropy(model.forward(x, masks), DATA.train.labels[rows], label_smoothing=0.1)
+        model.backward(dlogits, 0 if hp.decoupled_l2 else 1e-3, out=sgd.into, factor=sgd.factor)
+        sgd.step(rate(step))
+    for name, p in model.parameters.items():
+        np.testing.assert_array_equal(trainer.model.parameters[name], p)
+        np.testing.assert_array_equal(trainer.evaluated.parameters[name], (sgd.average or model.parameters)[name])
+
+
 def test_it_learns():
     data = pictures(900, 0)
     run = train(PLAIN.replace(epochs=20), data)
@@ -162,6 +199,7 @@ def test_same_seed_same_bits_whatever_the_process_did_before():
     first = train(EVERYTHING)
     np.random.default_rng().random(1000)
     train(EVERYTHING.replace(seed=8, components=5), pictures(120, 1))
+    train(EVERYTHING.replace(whitening_floor=1))
     assert same(first, train(EVERYTHING))
     assert not same(first, train(EVERYTHING.replace(seed=4)))
 
