@@ -13,39 +13,13 @@ from nnlib.schedules import make_schedule
 from nnlib.search import SearchResults, integers, load_results, loguniform, search, uniform
 from nnlib.training import Callback, Trainer, TrainingRun, load_run, train
 
+# fmt: off
 __all__ = [
-    "ACTIVATIONS",
-    "MLP",
-    "RECIPES",
-    "Activation",
-    "Callback",
-    "CheckpointError",
-    "DataError",
-    "Dataset",
-    "Evaluation",
-    "HyperparameterError",
-    "Hyperparameters",
-    "NNLibError",
-    "SearchResults",
-    "Split",
-    "Trainer",
-    "TrainingDiverged",
-    "TrainingRun",
-    "check_gradients",
-    "evaluate",
-    "integers",
-    "load_dataset",
-    "load_model",
-    "load_results",
-    "load_run",
-    "loguniform",
-    "make_schedule",
-    "register_activation",
-    "save_model",
-    "search",
-    "softmax",
-    "softmax_cross_entropy",
-    "train",
-    "uniform",
+    "ACTIVATIONS", "MLP", "RECIPES", "Activation", "Callback", "CheckpointError", "DataError", "Dataset",
+    "Evaluation", "HyperparameterError", "Hyperparameters", "NNLibError", "SearchResults", "Split", "Trainer",
+    "TrainingDiverged", "TrainingRun", "check_gradients", "evaluate", "integers", "load_dataset", "load_model",
+    "load_results", "load_run", "loguniform", "make_schedule", "register_activation", "save_model", "search",
+    "softmax", "softmax_cross_entropy", "train", "uniform",
 ]
+# fmt: on
 __version__ = "0.1.0"

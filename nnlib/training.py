@@ -397,8 +397,13 @@ def _fitted(images: Array, hp: Hyperparameters) -> Preprocessing:
 def _reporters(progress: bool) -> list[Callback]:
     if not progress:
         return []
-    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return [ProgressBar() if interactive else EpochLines()]
+    return [ProgressBar() if sys.stderr.isatty() or in_notebook() else EpochLines()]
+
+
+def in_notebook() -> bool:
+    """Return whether this code runs in a notebook's kernel."""
+    ipython = sys.modules.get("IPython")  # a kernel has loaded it
+    return hasattr(ipython and ipython.get_ipython(), "kernel")
 
 
 @contextmanager
