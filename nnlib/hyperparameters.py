@@ -1,8 +1,9 @@
 """One frozen dataclass of everything that defines a training run, shared by trainer, search, widgets and files."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, NoReturn
 
 from nnlib.activations import get_activation
 from nnlib.errors import HyperparameterError, did_you_mean
@@ -10,80 +11,78 @@ from nnlib.initialisation import INITIALISATIONS
 from nnlib.schedules import SCHEDULES
 
 PREPROCESSING = ("scale", "standardise", "whiten")
+SELECT_BY = ("valid_accuracy", "valid_loss")
 
 
-def _refuse(name: str, value: Any, allowed: str) -> None:
+def _refuse(name: str, value: Any, allowed: str) -> NoReturn:
     raise HyperparameterError(f"{name}: {value!r} is not allowed; {allowed}.")
+
+
+def _field(default: Any, text: str, allowed: str, check: Callable[[str, Any], Any], **more: Any) -> Any:
+    """Declare a field: ``check(name, value)`` returns the value in the field's own type, or refuses it."""
+    return field(default=default, metadata={"help": text, "allowed": allowed, "check": check, **more})
+
+
+def _fitting(fits: Callable[[Any], bool], kind: Callable[[Any], Any], allowed: str) -> Callable[[str, Any], Any]:
+    """Return a check that makes a ``kind`` of every value that ``fits``."""
+    return lambda name, value: kind(value) if fits(value) else _refuse(name, value, allowed)
+
+
+def _within(value: Any, kind: Any, low: float, high: float) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 
 def _number(default: float, low: float, high: float, text: str, *, below_high: bool = False) -> Any:
     """Declare a field that takes a number from ``low`` to ``high`` (excluded with ``below_high``)."""
+
+    def fits(value: Any) -> bool:
+        return _within(value, Real, low, high) and not (below_high and value == high)
+
     allowed = f"a number from {low:g} to {'less than ' if below_high else ''}{high:g}"
-
-    def check(name: str, value: Any) -> float:
-        number = isinstance(value, int | float) or hasattr(value, "dtype")
-        if isinstance(value, bool) or not number or not (low <= value <= high) or (below_high and value == high):
-            _refuse(name, value, allowed)
-        return float(value)
-
-    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed, "range": (low, high)})
+    return _field(default, text, allowed, _fitting(fits, float, allowed), range=(low, high))
 
 
 def _whole(default: int, low: int, high: int, text: str) -> Any:
     """Declare a field that takes a whole number from ``low`` to ``high``, both included."""
     allowed = f"a whole number from {low} to {high}"
-
-    def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
-            _refuse(name, value, allowed)
-        return int(value)
-
-    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed, "range": (low, high)})
+    check = _fitting(lambda value: _within(value, Integral, low, high), int, allowed)
+    return _field(default, text, allowed, check, range=(low, high))
 
 
 def _choice(default: str, options: tuple[str, ...], text: str) -> Any:
     """Declare a field that takes one of ``options``."""
-    allowed = "one of " + ", ".join(options)
 
     def check(name: str, value: Any) -> str:
         if value not in options:
             raise HyperparameterError(f"{name}: {value!r} is not known. {did_you_mean(value, options)}")
         return str(value)
 
-    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed, "options": options})
+    return _field(default, text, "one of " + ", ".join(options), check, options=options)
 
 
 def _switch(default: bool, text: str) -> Any:
     """Declare a field that is on or off."""
-
-    def check(name: str, value: Any) -> bool:
-        if value not in (True, False):
-            _refuse(name, value, "True or False")
-        return bool(value)
-
-    return field(default=default, metadata={"help": text, "check": check, "allowed": "True or False"})
+    allowed = "True or False"
+    return _field(default, text, allowed, _fitting(lambda value: value in (True, False), bool, allowed))
 
 
-def _special(default: Any, check: Callable[[str, Any], Any], allowed: str, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "check": check, "allowed": allowed})
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+SIZES = "whole numbers from 1 to 65536, one for each hidden layer, such as (1024, 256)"
 
 
 def _check_sizes(name: str, value: Any) -> tuple[int, ...]:
-    allowed = "whole numbers from 1 to 65536, one for each hidden layer, such as (1024, 256)"
-    sizes = (value,) if hasattr(value, "__index__") else value
-    if not isinstance(sizes, list | tuple):
-        _refuse(name, value, allowed)
-    for size in sizes:
-        if isinstance(size, bool) or not hasattr(size, "__index__") or not 1 <= size <= 65536:
-            _refuse(name, value, allowed)
-    return tuple(int(size) for size in sizes)
+    if not all(_within(size, Integral, 1, 65536) for size in _as_tuple(value)):
+        _refuse(name, value, SIZES)
+    return tuple(int(size) for size in _as_tuple(value))
 
 
 def _check_activation(name: str, value: Any) -> str | tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
-    for each in names:
+    for each in _as_tuple(value):
         get_activation(each)
-    return value if isinstance(value, str) else names
+    return value if isinstance(value, str) else _as_tuple(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +92,9 @@ class Hyperparameters:
     Raises HyperparameterError, naming field, value and what is allowed.
     """
 
-    hidden_sizes: tuple[int, ...] = _special(
-        (1024, 256), _check_sizes, "whole numbers from 1", "units of each hidden layer, from the input on"
-    )
-    activation: str | tuple[str, ...] = _special(
-        "leaky_relu",
-        _check_activation,
-        "a registered name, or one for each hidden layer",
-        "activation of all hidden layers, or one for each",
+    hidden_sizes: tuple[int, ...] = _field((1024, 256), "units of each layer, from the input on", SIZES, _check_sizes)
+    activation: str | tuple[str, ...] = _field(
+        "leaky_relu", "activation of all hidden layers, or one for each", "registered names", _check_activation
     )
     initialisation: str = _choice("auto", INITIALISATIONS, "distribution of the first weights; auto follows activation")
     preprocessing: str = _choice("standardise", PREPROCESSING, "what is done to pixels before the first layer")
@@ -124,12 +118,8 @@ class Hyperparameters:
     dropout: float = _number(0.0, 0, 1, "share of hidden units switched off in each step", below_high=True)
     input_dropout: float = _number(0.0, 0, 1, "share of inputs switched off in each step", below_high=True)
     label_smoothing: float = _number(0.0, 0, 1, "share of each target spread evenly over all classes")
-    ema: float = _number(
-        0.0, 0, 1, "decay of the moving average of the weights that is evaluated; 0 is off", below_high=True
-    )
-    select_by: str = _choice(
-        "valid_accuracy", ("valid_accuracy", "valid_loss"), "what makes an epoch's weights the best"
-    )
+    ema: float = _number(0.0, 0, 1, "decay of the weights' moving average, which is evaluated; 0: off", below_high=True)
+    select_by: str = _choice("valid_accuracy", SELECT_BY, "what makes an epoch's weights the best")
     patience: int = _whole(0, 0, 1_000_000, "stop after this many epochs without a new best; 0 never stops early")
     seed: int = _whole(0, 0, 2**63 - 1, "fixes first weights, order of images, augmentation and dropout")
 
@@ -145,8 +135,7 @@ class Hyperparameters:
 
     def replace(self, **changes: Any) -> "Hyperparameters":
         """Return a copy with some fields changed."""
-        self._refuse_unknown(changes)
-        return replace(self, **changes)
+        return self.from_dict(vars(self) | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a dict that JSON can hold."""
@@ -155,15 +144,11 @@ class Hyperparameters:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Hyperparameters":
         """Return the hyperparameters in ``values``; fields that are missing have their defaults."""
-        cls._refuse_unknown(values)
-        return cls(**values)
-
-    @classmethod
-    def _refuse_unknown(cls, names: Mapping[str, Any]) -> None:
         known = [f.name for f in fields(cls)]
-        for name in names:
+        for name in values:
             if name not in known:
                 raise HyperparameterError(f"{name}: there is no such hyperparameter. {did_you_mean(name, known)}")
+        return cls(**values)
 
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> "Hyperparameters":
@@ -173,31 +158,15 @@ class Hyperparameters:
         return RECIPES[name].replace(**changes)
 
 
+# fmt: off
 RECIPES: dict[str, Hyperparameters] = {
     "classic": Hyperparameters(
-        hidden_sizes=(1024, 256),
-        activation="leaky_relu",
-        initialisation="lecun_normal",
-        learning_rate=0.05,
-        schedule="step",
-        decay_rate=0.95,
-        decay_every=375,
-        min_learning_rate=0.001,
-        l2=0.001,
-        epochs=200,
+        hidden_sizes=(1024, 256), activation="leaky_relu", initialisation="lecun_normal", l2=0.001, epochs=200,
+        learning_rate=0.05, schedule="step", decay_rate=0.95, decay_every=375, min_learning_rate=0.001,
     ),
     "quick": Hyperparameters(
-        hidden_sizes=(512, 256),
-        preprocessing="whiten",
-        components=256,
-        flip=True,
-        shift=2,
-        learning_rate=0.1,
-        momentum=0.9,
-        nesterov=True,
-        l2=5e-4,
-        schedule="cosine",
-        warmup_steps=200,
-        epochs=16,
+        hidden_sizes=(512, 256), preprocessing="whiten", components=256, flip=True, shift=2, l2=5e-4, epochs=16,
+        learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine", warmup_steps=200,
     ),
 }
+# fmt: on
