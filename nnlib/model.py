@@ -76,7 +76,7 @@ class MLP:
         for layer, (fan_in, fan_out) in enumerate(zip(self.layer_sizes, self.layer_sizes[1:], strict=False), 1):
             name = self.initialisation
             if name == "auto":
-                name = self.functions[layer - 1].initialisation if layer < self.n_layers else "xavier"
+                name = self.functions[layer - 1].initialisation if layer < self.n_layers else "small_normal"
             parameters[f"W{layer}"] = initial_weights(name, fan_in, fan_out, rng, self.dtype)
             parameters[f"b{layer}"] = np.zeros(fan_out, self.dtype)
         return parameters

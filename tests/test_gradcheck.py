@@ -33,7 +33,7 @@ smoothed = partial(softmax_cross_entropy, label_smoothing=0.2)
 def problem(sizes=(5, 4, 4, 3), activation="tanh", seed=0, n=3, cls=MLP):
     """A network with biases that are not zero, a few inputs and their labels."""
     rng = np.random.default_rng(seed)
-    model = cls(sizes, activation, seed=seed, dtype=np.float64)
+    model = cls(sizes, activation, initialisation="he", seed=seed, dtype=np.float64)
     for name, p in model.parameters.items():
         if name[0] == "b":
             p[:] = 0.5 * rng.standard_normal(p.shape)
@@ -48,7 +48,9 @@ def test_every_parameter_of_every_activation_at_every_depth(activation, method):
         for l2 in (0, 0.1):
             report = check_gradients(model, x, labels, l2, method=method, samples=99)
             assert report.ok and set(report.errors) == set(model.parameters), report
-            assert [row.checked + row.skipped for row in report.rows] == [p.size for p in model.parameters.values()]
+            terms = ["data", "L2", "data + L2"] if l2 else ["data"]
+            found = [(row.term, row.name, row.checked + row.skipped) for row in report.rows]
+            assert found == [(t, n, p.size) for t in terms for n, p in model.parameters.items()]
             if method == "complex":
                 assert report.max_relative_error < 1e-10 and not any(row.skipped for row in report.rows), report
 
@@ -162,7 +164,7 @@ class WrongSlope(LeakyReLU):
 
 
 def with_function(function, sizes, activation, **options):
-    model = MLP(sizes, activation, **options)
+    model = MLP(sizes, activation, initialisation="he", **options)
     model.functions = [function] * len(model.functions)
     return model
 

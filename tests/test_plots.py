@@ -173,7 +173,7 @@ def test_labels_of_lines_do_not_overlap():
 
 def test_gradient_errors_above_the_tolerance_are_red():
     bad = nnlib.gradcheck.GradientReport(
-        tuple(nnlib.gradcheck.ParameterCheck(n, (0,), 1, 1, e, 1, 0) for n, e in (("W1", 1e-9), ("b1", 1e-3))),
+        tuple(nnlib.gradcheck.ParameterCheck("data", n, (0,), 1, 1, e, 1, 0) for n, e in (("W1", 1e-9), ("b1", 1e-3))),
         1e-7,
         "central",
     )
