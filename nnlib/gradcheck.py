@@ -192,8 +192,8 @@ class _Difference:
         self.steps = (h, -h) if self.central else (1e-30j,)
         self.x, self.labels, self.l2, self.loss, self.masks = x.astype(self.model.dtype), labels, l2, loss, masks
         largest = max(float(np.abs(g).max()) for g in self.gradients.values())
-        noise = EPSILON * max(abs(value), 1.0) / h if self.central else EPSILON * largest
-        self.resolution = 4 * noise / tolerance + 1e-300  # never zero, also where every gradient is
+        noise = EPSILON * (max(abs(value), 1.0) / h if self.central else max(largest, 1.0))
+        self.resolution = 4 * noise / tolerance
 
     def value(self) -> tuple[Any, Sequence[Array]]:
         """Return the loss and how far every pre-activation is from each kink of its activation."""

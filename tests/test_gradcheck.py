@@ -164,7 +164,7 @@ class WrongSlope(LeakyReLU):
 
 
 def with_function(function, sizes, activation, **options):
-    model = MLP(sizes, activation, initialisation="he", **options)
+    model = MLP(sizes, activation, **options)
     model.functions = [function] * len(model.functions)
     return model
 
