@@ -83,7 +83,8 @@ def test_any_shape(sizes, n, activations, l2, smoothing, dropout, seed):
     masks = model.dropout_masks(n, np.random.default_rng(seed), dropout, dropout / 2)
     loss = partial(softmax_cross_entropy, label_smoothing=smoothing)
     report = check_gradients(model, x, labels, l2, loss=loss, masks=masks, method="complex", samples=8)
-    assert all(row.relative_error < 1e-10 for row in report.rows), report
+    # the probabilities are exact to 1e-16, so a derivative of 1e-8, the smallest compared relatively, is to 1e-8
+    assert all(row.relative_error < 1e-8 for row in report.rows), report
 
 
 def nothing(logits, labels):
