@@ -343,7 +343,7 @@ def weight_heatmaps(before: Mapping[str, Array], after: Mapping[str, Array]) -> 
     return figure
 
 
-def _block_means(weights: Array, largest: int = 400) -> Array:
+def _block_means(weights: Array, largest: int = 200) -> Array:
     """Return the means of blocks of ``weights``, so large that at most ``largest`` stand side by side."""
     for axis, n in enumerate(weights.shape):
         starts = np.arange(0, n, math.ceil(n / largest))
@@ -366,7 +366,7 @@ def _as_images(filters: Array, shape: Sequence[int]) -> Array:
 
 def search_curves(results: Any, quantity: str = "valid_accuracy", top: int = 4) -> Figure:
     """The curves of all trials of a search, the ``top`` best in colour with their settings."""
-    trials = {"\n".join(f"{name} {v}" for name, v in t.settings.items()): t.history for t in results.trials}
+    trials = {", ".join(map(str, t.settings.values())): t.history for t in results.trials}
     return histories(trials, quantity, top)
 
 
@@ -432,4 +432,22 @@ def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
     below.bar(middles, counts, width=0.9 / bins, color=GREY)
     below.set_ylabel("images")
     _label_lines(ax)
+    return figure
+
+
+def computation_graph() -> Figure:
+    """Two hidden layers as a graph: what each arrow computes forward, and the derivative that goes back along it."""
+    names = ("$X$", "$Z_1$", "$A_1$", "$Z_2$", "$A_2$", "$Z_3$", "$L$")
+    forward = ("$X W_1 + b_1$", "$f(Z_1)$", "$A_1 W_2 + b_2$", "$f(Z_2)$", "$A_2 W_3 + b_3$", "softmax,\ncross-entropy")
+    back = (r"$\Delta_1 W_1^T$", r"$\odot f'(Z_1)$", r"$\Delta_2 W_2^T$", r"$\odot f'(Z_2)$", r"$\Delta_3 W_3^T$")
+    back += (r"$\Delta_3 = (P - Y)/B$",)
+    figure, (ax,) = _figure(height=2.4, title="Forward: values. Backward: derivatives of the loss", xlim=(-0.4, 6.4))
+    ax.set(ylim=(-1, 1))
+    ax.axis("off")
+    for i, name in enumerate(names):
+        ax.text(i, 0, name, ha="center", va="center", fontsize=14, bbox={"boxstyle": "round", "fc": "w", "ec": GREY})
+    for i, (ahead, behind) in enumerate(zip(forward, back, strict=True)):
+        for text, y, ends, color in ((ahead, 0.25, (i + 0.2, i + 0.8), BLUE), (behind, -0.25, (i + 0.8, i + 0.2), RED)):
+            ax.annotate("", (ends[1], y), (ends[0], y), arrowprops={"arrowstyle": "->", "color": color})
+            ax.text(i + 0.5, 1.9 * y, text, color=color, ha="center", va="center", fontsize=9)
     return figure
