@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 METHODS = ("grid", "random", "tpe", "halving")
 Settings = dict[str, Any]
+Submit = Callable[["Trial", int], Future["Trial"]]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class SearchResults:
     data: dict[str, str]
     method: str
     trials: list[Trial] = field(default_factory=list)
+
+    def add(self, trial: Trial) -> None:
+        """Put a trial in its place, instead of an earlier record of it."""
+        self.trials = sorted([t for t in self.trials if t.number != trial.number] + [trial], key=lambda t: t.number)
 
     @property
     def best(self) -> Trial:
@@ -146,50 +151,65 @@ def search(
     With ``directory`` the results are saved there after each trial, and the same call goes on where it was.
     Raises HyperparameterError before the first trial for a space that is empty or has a value that is not allowed.
     """
+    from tqdm.auto import tqdm
+
     base = base or Hyperparameters()
-    strategy = _strategy(method, _checked(space, base), base, n_trials, seed)
+    proposals, n = _propose(method, _checked(space, base), base, n_trials, seed)
+    rungs = _rungs(method, n, base.epochs)
     results = SearchResults(base, {"source": data.source, "fingerprint": data.fingerprint}, method)
     known = _known(directory, results)
-    with tempfile.TemporaryDirectory() as scratch, _bar(strategy.total, progress) as bar:
-        pool = executor or (_processes(workers) if workers > 1 else InProcess())
+    pool, most = _pool(workers, executor)
+    bar = tqdm(total=sum(n for n, _ in rungs), unit="trial", disable=not progress or None)
+    with tempfile.TemporaryDirectory() as scratch, bar:
 
         def submit(trial: Trial, epochs: int) -> Future[Trial]:
             done = known.get(_key(trial.settings))
             if done and len(done.history) >= epochs:
-                return _finished(_summarised(replace(trial, history=done.history[:epochs]), base.select_by))
+                return InProcess().submit(_summarised, replace(trial, history=done.history[:epochs]), base.select_by)
             run_dir = Path(directory or scratch) / "trials" / f"{trial.number:04d}"
             return pool.submit(run_trial, trial, base, epochs, data, run_dir)
 
-        def record(trial: Trial) -> None:
-            results.trials = sorted(
-                [t for t in results.trials if t.number != trial.number] + [trial], key=lambda t: t.number
-            )
-            bar.set_postfix_str(_so_far(results))
-            bar.update(1)
-            if directory is not None:
-                results.save(Path(directory) / "results.json")
-
         try:
-            _drive(strategy, submit, record, workers if executor is None else getattr(executor, "_max_workers", 2))
+            for trial in _climb(proposals, rungs, submit, most, base.select_by):
+                results.add(trial)
+                bar.set_postfix_str(_so_far(results))
+                bar.update(1)
+                if directory is not None:
+                    results.save(Path(directory) / "results.json")
         except KeyboardInterrupt:
             print(f"interrupted: {len(results.trials)} trials are recorded.")
     return results
 
 
-def _drive(
-    strategy: "Strategy", submit: Callable[[Trial, int], Future[Trial]], record: Callable[[Trial], None], most: int
-) -> None:
-    """Keep ``most`` trials running until the strategy asks for no more."""
+def _climb(
+    proposals: Iterable[Settings], rungs: Sequence[tuple[int, int]], submit: Submit, most: int, select_by: str
+) -> Iterator[Trial]:
+    """Train ``n`` trials for ``epochs`` on the first of the ``rungs``, on each further one the best of those before."""
+    waiting = (Trial(number, settings) for number, settings in enumerate(proposals))
+    for n, epochs in rungs:
+        ended = []
+        for trial in _as_they_end(itertools.islice(waiting, n), epochs, submit, most):
+            if trial.status == "complete" and epochs < rungs[-1][1]:
+                trial.status = "pruned"  # until it is asked for again
+            if isinstance(proposals, Sampler):
+                proposals.tell(trial)
+            ended.append(trial)
+            yield trial
+        alive = [t for t in ended if t.status == "pruned"]
+        alive.sort(key=lambda t: (-_merit(t, select_by), t.number))
+        waiting = (Trial(t.number, t.settings) for t in alive)
+
+
+def _as_they_end(trials: Iterator[Trial], epochs: int, submit: Submit, most: int) -> Iterator[Trial]:
+    """Keep ``most`` trials running; each is asked for only when there is room, so that it can learn from the others."""
     running: dict[Future[Trial], Trial] = {}
     while True:
-        while len(running) < most and (asked := strategy.ask()) is not None:
-            running[submit(*asked)] = asked[0]
+        for trial in itertools.islice(trials, most - len(running)):
+            running[submit(trial, epochs)] = trial
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            trial = _outcome(future, running.pop(future))
-            strategy.tell(trial)
-            record(trial)
+            yield _outcome(future, running.pop(future))
 
 
 def run_trial(trial: Trial, base: Hyperparameters, epochs: int, data: Dataset, run_dir: Path) -> Trial:
@@ -232,121 +252,71 @@ class InProcess(Executor):
         return future
 
 
-def _finished(trial: Trial) -> Future[Trial]:
-    future: Future[Trial] = Future()
-    future.set_result(trial)
-    return future
-
-
-def _processes(workers: int) -> Executor:
-    """Return ``workers`` processes that share the cores evenly between their BLAS threads."""
+def _pool(workers: int, executor: Executor | None) -> tuple[Executor, int]:
+    """Return who trains, and how many trials at a time; processes share the cores evenly between their BLAS threads."""
+    if executor:
+        return executor, getattr(executor, "_max_workers", 2)
+    if workers < 2:
+        return InProcess(), 1
     from loky import get_reusable_executor
 
     threads = str(max((os.cpu_count() or 1) // workers, 1))
     env = {f"{blas}_NUM_THREADS": threads for blas in ("OPENBLAS", "OMP", "MKL")}
-    return get_reusable_executor(max_workers=workers, env=env)
+    return get_reusable_executor(max_workers=workers, env=env), workers
 
 
-class Strategy:
-    """Proposes trials, each with the epoch to train it to; ``ask`` returns None when there is nothing to ask now."""
+class Sampler:
+    """Settings from Optuna: at random, or by the tree-structured Parzen estimator from what it was told."""
 
-    def __init__(self, settings: Iterable[Settings], total: int, epochs: int) -> None:
-        self.waiting = (Trial(number, s) for number, s in enumerate(settings))
-        self.total, self.epochs = total, epochs
-
-    def ask(self) -> tuple[Trial, int] | None:
-        """Return the next trial to train, and to which epoch."""
-        trial = next(self.waiting, None)
-        return None if trial is None else (trial, self.epochs)
-
-    def tell(self, trial: Trial) -> None:
-        """Learn what came of a trial."""
-
-
-class Sampler(Strategy):
-    """Asks Optuna for settings: at random, or by the tree-structured Parzen estimator from what it was told."""
-
-    def __init__(self, space: Mapping[str, Any], base: Hyperparameters, n_trials: int, seed: int, method: str) -> None:
+    def __init__(self, space: Mapping[str, Any], method: str, seed: int, select_by: str) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
         self.study = optuna.create_study(direction="maximize", sampler=samplers[method](seed=seed))
-        self.space, self.select_by = space, base.select_by
+        self.space, self.select_by = space, select_by
         self.asked: list[Any] = []
-        super().__init__(self._settings(n_trials), n_trials, base.epochs)
 
-    def _settings(self, n_trials: int) -> Iterator[Settings]:
-        distributions = {name: _distribution(values) for name, values in self.space.items()}
-        for _ in range(n_trials):
-            self.asked.append(self.study.ask(distributions))
-            drawn = self.asked[-1].params
-            yield {n: drawn[n] if isinstance(v, Range) else v[drawn[n]] for n, v in self.space.items()}
+    def __iter__(self) -> Iterator[Settings]:
+        while True:
+            self.asked.append(self.study.ask())
+            yield {name: _suggest(self.asked[-1], name, values) for name, values in self.space.items()}
 
     def tell(self, trial: Trial) -> None:
-        import optuna
-
-        state = optuna.trial.TrialState
+        """Learn what came of a trial, if anything did."""
         if trial.status == "complete":
             self.study.tell(self.asked[trial.number], _merit(trial, self.select_by))
-        else:
-            self.study.tell(self.asked[trial.number], state=state.FAIL)
 
 
-def _distribution(values: Any) -> Any:
-    """Return Optuna's name for a range, or for the places in a list (it takes no tuples as choices)."""
-    import optuna
-
+def _suggest(asked: Any, name: str, values: Any) -> Any:
+    """Let Optuna choose from a range, or a place in a list (it takes no tuples as choices)."""
     if not isinstance(values, Range):
-        return optuna.distributions.CategoricalDistribution(range(len(values)))
-    if values.whole:
-        return optuna.distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
-    return optuna.distributions.FloatDistribution(values.low, values.high, log=values.log)
+        return values[asked.suggest_categorical(name, range(len(values)))]
+    suggest = asked.suggest_int if values.whole else asked.suggest_float
+    return suggest(name, values.low, values.high, log=values.log)
 
 
-class Halving(Strategy):
-    """Trains all to a ninth of the epochs, the best third of them to a third, the best third of those to the end."""
-
-    def __init__(self, settings: list[Settings], base: Hyperparameters) -> None:
-        budgets = sorted({max(base.epochs // 9, 1), max(base.epochs // 3, 1), base.epochs})
-        super().__init__(settings, 0, budgets[0])
-        self.budgets, self.by = budgets, base.select_by
-        sizes = [max(len(settings) // 3**rung, 1) for rung in range(len(budgets))]
-        self.total, self.open, self.sizes = sum(sizes), sizes[0], sizes
-        self.told: list[Trial] = []
-
-    def tell(self, trial: Trial) -> None:
-        """When the last trial of a rung has come in, send the best of them on to the next."""
-        if trial.status == "complete" and len(self.budgets) > 1:
-            trial.status = "pruned"  # until it is asked for again
-        self.told.append(trial)
-        if len(self.told) < self.open or len(self.budgets) == 1:
-            return
-        self.budgets, self.sizes = self.budgets[1:], self.sizes[1:]
-        self.epochs = self.budgets[0]
-        alive = [t for t in self.told if t.status == "pruned"]
-        chosen = sorted(alive, key=lambda t: _merit(t, self.by), reverse=True)[: self.sizes[0]]
-        self.waiting = (Trial(t.number, t.settings) for t in chosen)
-        self.open, self.told = len(chosen), []
-
-
-def _strategy(
+def _propose(
     method: str, space: Mapping[str, Any], base: Hyperparameters, n_trials: int | None, seed: int
-) -> Strategy:
+) -> tuple[Iterable[Settings], int]:
+    """Return settings to try, and how many of them."""
     if method not in METHODS:
         raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, METHODS)}")
-    ranges = [name for name, values in space.items() if isinstance(values, Range)]
-    if method in ("random", "tpe"):
-        return Sampler(space, base, n_trials or 20, seed, method)
-    if method == "halving" and (n_trials or ranges):
-        drawn = list(Sampler(space, base, n_trials or 27, seed, "random")._settings(n_trials or 27))
-        return Halving(drawn, base)
+    halving, ranges = method == "halving", [name for name, values in space.items() if isinstance(values, Range)]
+    if method in ("random", "tpe") or (halving and (n_trials or ranges)):
+        sampler = Sampler(space, "tpe" if method == "tpe" else "random", seed, base.select_by)
+        return sampler, n_trials or (27 if halving else 20)
     if ranges:
-        raise HyperparameterError(
-            f"{ranges[0]}: a grid needs a list of values; a range goes with random, tpe or halving."
-        )
+        remedy = "a grid needs a list of values; a range goes with random, tpe or halving."
+        raise HyperparameterError(f"{ranges[0]}: {remedy}")
     grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    return Halving(grid, base) if method == "halving" else Strategy(grid, len(grid), base.epochs)
+    return grid, min(n_trials or len(grid), len(grid))
+
+
+def _rungs(method: str, n: int, epochs: int) -> list[tuple[int, int]]:
+    """Return how many trials are trained for how many epochs, then how many of these for how many, and so on."""
+    budgets = sorted({max(epochs // 9, 1), max(epochs // 3, 1), epochs} if method == "halving" else {epochs})
+    return [(max(n // 3**rung, 1), budget) for rung, budget in enumerate(budgets)]
 
 
 def _checked(space: Mapping[str, Any], base: Hyperparameters) -> dict[str, Any]:
@@ -375,22 +345,11 @@ def _known(directory: str | Path | None, results: SearchResults) -> dict[str, Tr
         return {}
     earlier = load_results(directory)
     if (earlier.base, earlier.data) != (results.base, results.data):
-        raise CheckpointError(
-            f"{directory}: it holds a search with another base or other data; name another directory."
-        )
+        raise CheckpointError(f"{directory}: it holds a search with another base or data; name another directory.")
     return {_key(t.settings): t for t in earlier.trials}
 
 
 def _so_far(results: SearchResults) -> str:
     """Return the best so far in words."""
-    finished = [t for t in results.trials if t.history]
-    if not finished:
-        return "no trial finished yet"
-    best = max(finished, key=lambda t: _merit(t, results.base.select_by))
-    return f"best validation accuracy {best.valid_accuracy:.4f} with {best.settings}"
-
-
-def _bar(total: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, unit="trial", disable=not progress or None)
+    best = max((t for t in results.trials if t.epochs), key=lambda t: _merit(t, results.base.select_by), default=None)
+    return f"best validation accuracy {best.valid_accuracy:.4f} with {best.settings}" if best else ""
