@@ -442,8 +442,8 @@ def computation_graph() -> Figure:
     back = (r"$\Delta_1 W_1^T$", r"$\odot f'(Z_1)$", r"$\Delta_2 W_2^T$", r"$\odot f'(Z_2)$", r"$\Delta_3 W_3^T$")
     back += (r"$\Delta_3 = (P - Y)/B$",)
     figure, (ax,) = _figure(height=2.4, title="Forward: values. Backward: derivatives of the loss", xlim=(-0.4, 6.4))
-    ax.set(ylim=(-1, 1))
-    ax.axis("off")
+    ax.set(ylim=(-1, 1), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
     for i, name in enumerate(names):
         ax.text(i, 0, name, ha="center", va="center", fontsize=14, bbox={"boxstyle": "round", "fc": "w", "ec": GREY})
     for i, (ahead, behind) in enumerate(zip(forward, back, strict=True)):
