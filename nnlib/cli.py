@@ -16,12 +16,14 @@ import nnlib
 from nnlib import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import RECIPES, Hyperparameters
+from nnlib.search import Range
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
 `nnlib COMMAND --help` explains each command; `--debug` adds the traceback to an error."""
 
-app = App(name="nnlib", help=HELP, version=nnlib.__version__, suppress_keyboard_interrupt=False)
+many = Parameter(consume_multiple=True, negative_iterable=())  # --hidden-sizes 64 32
+app = App(name="nnlib", help=HELP, version=nnlib.__version__, suppress_keyboard_interrupt=False, default_parameter=many)
 data_app = App(name="data", help="Fetch CIFAR-10, check it, or say where it is.")
 app.command(data_app)
 
@@ -33,48 +35,45 @@ def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
     """Turn one field of ``Hyperparameters`` into an option whose value is None unless it was given."""
     if get_origin(hint) in (Union, types.UnionType):  # one word, or one for each layer: words, then
         hint = next(part for part in get_args(hint) if get_origin(part) is tuple)
-    options, allowed = f.metadata.get("options"), f.metadata.get("allowed", "")
-    if options:
+    if options := f.metadata.get("options"):
         hint = Literal[tuple(options)]
+    allowed = "" if options or hint is bool else f"; {f.metadata['allowed']}"
     default = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-    text = f"{f.metadata.get('help', '')}{'' if options or hint is bool else f'; {allowed}'} [default: {default}]"
-    several = get_origin(hint) is tuple
-    note = Parameter(help=text, consume_multiple=several, negative=() if several else None)
+    note = Parameter(help=f"{f.metadata['help']}{allowed} [default: {default}]")
     return f.name, Annotated[hint | None, note], field(default=None)
-
-
-def _make_options() -> type:
-    hints = get_type_hints(Hyperparameters)
-    made = make_dataclass("Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True)
-    made.__module__ = __name__  # cyclopts takes a class of another module for one that it cannot read
-    return made
 
 
 if TYPE_CHECKING:
     Options = Any
     RecipeName = str
 else:
-    Options = _make_options()
+    hints = get_type_hints(Hyperparameters)
+    Options = make_dataclass("Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True)
+    Options.__module__ = __name__  # cyclopts takes a class of another module for one that it cannot read
     RecipeName = Literal[tuple(RECIPES)]
 
 Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's)")]
 Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from.")]
-DataName = Literal["auto", "cifar10", "standin"]
 Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
-VARY = (
-    "A field and its values, once for each: learning_rate=0.01,0.05 or hidden_sizes=[64],[128,64]; "
-    "for random and tpe also a range, logarithmic if above 0: l2=1e-5..1e-2."
-)
+DataName = Annotated[
+    Literal["auto", "cifar10", "standin"], Parameter(help="auto: CIFAR-10, or the stand-in where it cannot be had.")
+]
+Flag = Annotated[bool, Parameter(negative=())]
+Model = Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")]
 
 
 @Parameter(name="*", group="Data")
 @dataclass(kw_only=True)
 class DataOptions:
-    """Which images to load."""
+    """Which images to load.
 
-    data: Annotated[DataName, Parameter(help="auto: CIFAR-10, or the stand-in where it cannot be had.")] = "auto"
+    Args:
+        train_images: Use only so many of the training images.
+    """
+
+    data: DataName = "auto"
     root: Root = None
-    train_images: Annotated[int | None, Parameter(help="Use only so many of the training images.")] = None
+    train_images: int | None = None
 
 
 Source = DataOptions | None
@@ -108,27 +107,31 @@ def _new_folder(kind: str) -> Path:
 def train(
     *,
     recipe: Recipe = None,
-    run_dir: Annotated[Path | None, Parameter(help="Folder of the run [default: runs/ and the time].")] = None,
-    resume: Annotated[bool, Parameter(help="Go on with the run that RUN_DIR holds.")] = True,
-    quiet: Annotated[bool, Parameter(help="Show no progress.", negative=())] = False,
+    run_dir: Path | None = None,
+    resume: bool = True,
+    quiet: Flag = False,
     source: Source = None,
     options: Overrides = None,
 ) -> None:
-    """Train a network; RUN_DIR gets its history and the weights that are best on validation images."""
+    """Train a network; RUN_DIR gets its history and the weights that are best on validation images.
+
+    Args:
+        run_dir: Folder of the run [default: runs/ and the time].
+        resume: Go on with the run that RUN_DIR holds.
+        quiet: Show no progress.
+    """
     hp, folder = hyperparameters(recipe, options), run_dir or _new_folder("train")
     print(nnlib.train(hp, _load(source), run_dir=folder, resume=resume, progress=not quiet))
     print(f"best weights: {folder / 'best.npz'}")
 
 
 @app.command
-def test(
-    model: Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")],
-    /,
-    *,
-    split: Annotated[Literal["test", "valid", "train"], Parameter(help="Which images.")] = "test",
-    source: Source = None,
-) -> None:
-    """Print the loss and the accuracy of a saved model on the test images."""
+def test(model: Model, /, *, split: Literal["test", "valid", "train"] = "test", source: Source = None) -> None:
+    """Print the loss and the accuracy of a saved model on the test images.
+
+    Args:
+        split: Which images.
+    """
     loaded, data = nnlib.load_model(model), _load(source)
     result = nnlib.evaluate(loaded, getattr(data, split))
     print(f"data: {data.source}, {result.confusion.sum():,} {split} images")
@@ -141,13 +144,12 @@ def test(
 
 
 @app.command
-def visualize(
-    model: Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")],
-    /,
-    *,
-    output: Annotated[Path, Parameter(help="Folder for the pictures.")] = Path("figures"),
-) -> None:
-    """Draw every layer's weights, freshly initialised and trained: histograms, heat maps, and the first as images."""
+def visualize(model: Model, /, *, output: Path = Path("figures")) -> None:
+    """Draw every layer's weights, freshly initialised and trained: histograms, heat maps, and the first as images.
+
+    Args:
+        output: Folder for the pictures.
+    """
     from nnlib import plots
 
     loaded = nnlib.load_model(model)
@@ -169,25 +171,32 @@ def visualize(
 @app.command
 def search(
     *,
-    vary: Annotated[list[str] | None, Parameter(help=VARY, negative=())] = None,
-    space: Annotated[Path | None, Parameter(help='The same in a JSON file: {"l2": [0, 0.001]}.')] = None,
+    vary: list[str] | None = None,
     recipe: Recipe = None,
-    method: Annotated[Literal["grid", "random", "tpe", "halving"], Parameter(help="How points are chosen.")] = "grid",
-    n_trials: Annotated[int | None, Parameter(help="How many points are tried [default for a grid: all].")] = None,
-    workers: Annotated[int, Parameter(help="Processes at work at the same time.")] = 1,
-    directory: Annotated[Path | None, Parameter(help="Folder of the record; a stopped search goes on there.")] = None,
-    search_seed: Annotated[int, Parameter(help="Fixes which points are drawn.")] = 0,
+    method: Literal["grid", "random", "tpe", "halving"] = "grid",
+    n_trials: int | None = None,
+    workers: int = 1,
+    directory: Path | None = None,
+    search_seed: int = 0,
     source: Source = None,
     options: Overrides = None,
 ) -> None:
-    """Train with many hyperparameters and rank them by validation; every trial is recorded in DIRECTORY."""
-    points = (json.loads(space.read_text(encoding="utf-8")) if space else {}) | dict(map(_parse_vary, vary or []))
-    if not points:
-        raise HyperparameterError("there is nothing to search: name fields and values with --vary or --space.")
-    settings: dict[str, Any] = {"method": method, "n_trials": n_trials, "seed": search_seed, "workers": workers}
-    folder = directory or _new_folder("search")
-    base = hyperparameters(recipe, options)
-    results = nnlib.search(points, _load(source), base=base, directory=folder, **settings)
+    """Train with many hyperparameters and rank them by validation; every trial is recorded in DIRECTORY.
+
+    Args:
+        vary: A field and its values, once for each: learning_rate=0.01,0.05 or hidden_sizes=[64],[128,64]; for random,
+            tpe and halving also a range, logarithmic if above 0: l2=1e-5..1e-2.
+        method: How points are chosen.
+        n_trials: How many points are tried [default for a grid: all].
+        workers: Processes at work at the same time.
+        directory: Folder of the record; a stopped search goes on there.
+        search_seed: Fixes which points are drawn.
+    """
+    if not vary:
+        raise HyperparameterError("there is nothing to search: name fields and values with --vary.")
+    space, folder = dict(map(_parse_vary, vary)), directory or _new_folder("search")
+    base, data = hyperparameters(recipe, options), _load(source)
+    results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, directory=folder)
     ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
     print(ranked.head(20).to_string(index=False))
     print(f"best: {_as_options(results.best.settings)}\nevery trial: {folder / 'results.json'}")
@@ -206,32 +215,41 @@ def _parse_vary(text: str) -> tuple[str, Any]:
         raise HyperparameterError(f"vary: {text!r} is not allowed; a field and its values, as in l2=0,0.001.")
     low, dots, high = values.partition("..")
     try:
-        parsed = _parse_range(json.loads(low), json.loads(high)) if dots else json.loads(f"[{values}]")
+        parsed = _range(json.loads(low), json.loads(high)) if dots else json.loads(f"[{values}]")
     except json.JSONDecodeError:
         parsed = [value.strip() for value in values.split(",")]
     return name.replace("-", "_"), parsed
 
 
-def _parse_range(low: float, high: float) -> Any:
-    from nnlib.search import Range
-
+def _range(low: float, high: float) -> Range:
     return Range(low, high, log=low > 0, whole=isinstance(low, int) and isinstance(high, int))
 
 
 @app.command
 def report(
     *,
-    output: Annotated[Path, Parameter(help="Folder for the page and its figures.")] = Path("report"),
-    notebooks: Annotated[str | None, Parameter(help="Only these, by number or name: 01,03.")] = None,
-    data: Annotated[DataName, Parameter(help="auto: CIFAR-10, or the stand-in where it cannot be had.")] = "auto",
-    quick: Annotated[bool, Parameter(help="Short runs, and their numbers.", negative=())] = False,
-    author: Annotated[str | None, Parameter(help="A name for the title page.")] = None,
-    hide_code: Annotated[bool, Parameter(help="Leave the code out.", negative=())] = False,
-    show_code: Annotated[bool, Parameter(help="Unfold the code.", negative=())] = False,
-    notebooks_dir: Annotated[Path | None, Parameter(help="Where the notebooks are.")] = None,
-    in_place: Annotated[bool, Parameter(help="Write no page but the notebooks' own outputs.", negative=())] = False,
+    output: Path = Path("report"),
+    notebooks: str | None = None,
+    data: DataName = "auto",
+    quick: Flag = False,
+    author: str | None = None,
+    hide_code: Flag = False,
+    show_code: Flag = False,
+    notebooks_dir: Path | None = None,
+    in_place: Flag = False,
 ) -> None:
-    """Execute the notebooks and write one HTML page with all of them, OUTPUT/index.html."""
+    """Execute the notebooks and write one HTML page with all of them, OUTPUT/index.html.
+
+    Args:
+        output: Folder for the page and its figures.
+        notebooks: Only these, by number or name: 01,03.
+        quick: Short runs, and their numbers.
+        author: A name for the title page.
+        hide_code: Leave the code out.
+        show_code: Unfold the code.
+        notebooks_dir: Where the notebooks are.
+        in_place: Write no page but the notebooks' own outputs.
+    """
     from nnlib.notebooks import refresh
     from nnlib.report import build
 
@@ -287,15 +305,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"nnlib: {_in_words(error)}", file=sys.stderr)
+        text, ours = " ".join(str(error).split()), isinstance(error, NNLibError | CycloptsError)
+        print("nnlib:", text if ours else f"{type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
         return 2 if isinstance(error, CycloptsError | HyperparameterError) else 1
-
-
-def _in_words(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, NNLibError | CycloptsError):
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def main() -> NoReturn:
