@@ -78,6 +78,11 @@ class Identity(Activation):
         return out
 
 
+def _is_positive(z: Array, out: Array | None) -> Array:
+    """Return 1 where z > 0 and 0 elsewhere, as numbers of z's own dtype."""
+    return np.greater(z, 0, out=np.empty_like(z) if out is None else out, casting="unsafe")
+
+
 @register_activation("relu")
 class ReLU(Activation):
     """f(z) = max(z, 0), f'(z) = [z > 0] (Nair and Hinton 2010)."""
@@ -89,8 +94,7 @@ class ReLU(Activation):
         return np.maximum(z, 0, out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
-        out = np.empty_like(z) if out is None else out
-        return np.greater(a, 0, out=out, casting="unsafe")
+        return _is_positive(a, out)
 
 
 @register_activation("leaky_relu")
@@ -108,13 +112,10 @@ class LeakyReLU(Activation):
             raise ValueError(f"the slope must be at least 0 and less than 1, not {self.slope}")
 
     def value(self, z: Array, out: Array | None = None) -> Array:
-        out = np.multiply(z, self.slope, out=out)
-        return np.maximum(z, out, out=out)
+        return np.maximum(z, np.multiply(z, self.slope, out=out), out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
-        out = np.empty_like(z) if out is None else out
-        np.greater(z, 0, out=out, casting="unsafe")
-        return np.maximum(out, self.slope, out=out)
+        return np.maximum(_is_positive(z, out), self.slope, out=out)
 
 
 @register_activation("elu")
@@ -125,8 +126,7 @@ class ELU(Activation):
     kinks = (0.0,)  # of the second derivative, which is enough to spoil a central difference
 
     def value(self, z: Array, out: Array | None = None) -> Array:
-        negative = np.expm1(np.minimum(z, 0))
-        return np.add(np.maximum(z, 0), negative, out=out)
+        return np.add(np.maximum(z, 0), np.expm1(np.minimum(z, 0)), out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
         return np.exp(np.minimum(z, 0), out=out)
@@ -155,11 +155,8 @@ class GELU(Activation):
 
 def _sigmoid(z: Array, out: Array | None = None) -> Array:
     """Return 1/(1 + e^-z) as (1 + tanh(z/2))/2, which cannot overflow."""
-    out = np.multiply(z, 0.5, out=out)
-    np.tanh(out, out=out)
-    out += 1
-    out *= 0.5
-    return out
+    out = np.tanh(np.multiply(z, 0.5, out=out), out=out)
+    return np.multiply(np.add(out, 1, out=out), 0.5, out=out)
 
 
 @register_activation("sigmoid")
@@ -170,8 +167,7 @@ class Sigmoid(Activation):
         return _sigmoid(z, out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
-        out = np.subtract(1, a, out=out)
-        return np.multiply(out, a, out=out)
+        return np.multiply(np.subtract(1, a, out=out), a, out=out)
 
 
 @register_activation("silu")
@@ -210,5 +206,4 @@ class Tanh(Activation):
         return np.tanh(z, out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
-        out = np.multiply(a, a, out=out)
-        return np.subtract(1, out, out=out)
+        return np.subtract(1, np.multiply(a, a, out=out), out=out)
