@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nnlib import cifar10, standin
-from nnlib.cifar10 import Array, NotFetched, data_root, say
+from nnlib.cifar10 import AnyPath, Array, NotFetched, data_root, say
 from nnlib.errors import DataError
 
 NOTES = {
@@ -106,9 +106,8 @@ class Dataset:
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.train.images.shape[1:]))
         sizes = f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test images"
-        return (
-            f"Dataset({self.source}: {sizes} of {shape}, {len(self.classes)} classes, fingerprint {self.fingerprint})"
-        )
+        classes = f"{len(self.classes)} classes, fingerprint {self.fingerprint}"
+        return f"Dataset({self.source}: {sizes} of {shape}, {classes})"
 
     def _repr_html_(self) -> str:
         text = f"<p>{html.escape(repr(self)[8:-1])}</p><p>{html.escape(self.note)}</p>"
@@ -117,8 +116,7 @@ class Dataset:
         from PIL import Image
 
         shown = np.unique(self.train.labels, return_index=True)[1][:10]  # the first image of each class
-        strip = np.concatenate(self.train.images[shown], axis=2).transpose(1, 2, 0)
-        png = io.BytesIO()
+        strip, png = np.concatenate(self.train.images[shown], axis=2).transpose(1, 2, 0), io.BytesIO()
         Image.fromarray(strip).save(png, "png")
         names = html.escape(", ".join(self.classes[label] for label in self.train.labels[shown]))
         style = f"width: {2 * strip.shape[1]}px; max-width: 100%; image-rendering: pixelated"
@@ -128,7 +126,7 @@ class Dataset:
 
 def load_dataset(
     name: str = "auto",
-    root: str | os.PathLike[str] | None = None,
+    root: AnyPath | None = None,
     download: bool = True,
     n_valid: int = 5000,
     seed: int = 0,

@@ -17,9 +17,8 @@ BLOCK = 1000  # pictures drawn at a time, a hundred of each class
 PIXEL = 130  # units of length in a pixel: twice 65, so that half pixels and the turns below are whole numbers
 EIGHTH = np.array([(65, 0), (63, 16), (60, 25), (56, 33), (52, 39)], np.int32)  # 65 (cos, sin), exactly
 TURNS = np.concatenate([EIGHTH, EIGHTH * (1, -1), EIGHTH[:, ::-1], EIGHTH[:, ::-1] * (1, -1)], dtype=np.int32)
-UPSCALE = np.maximum(8 - abs(np.arange(32)[:, None] - 8 * np.arange(5)), 0).astype(
-    np.int32
-)  # 5 numbers to 32, linearly
+# from 5 numbers to 32, linearly
+UPSCALE = np.maximum(8 - abs(np.arange(32, dtype=np.int32)[:, None] - 8 * np.arange(5, dtype=np.int32)), 0)
 
 
 def random_words(n: int, *seed: int) -> Array:
@@ -52,9 +51,8 @@ def _wave(v: Array, r: Array) -> Array:
 
 
 def _checks(u: Array, v: Array, r: Array) -> Array:
-    return np.minimum(
-        _square(u, v, r), -np.maximum(np.minimum(_wave(u, r), -_wave(v, r)), np.minimum(-_wave(u, r), _wave(v, r)))
-    )
+    across, down = _wave(u, r), _wave(v, r)
+    return np.minimum(_square(u, v, r), -np.maximum(np.minimum(across, -down), np.minimum(-across, down)))
 
 
 SHAPES: dict[str, tuple[tuple[int, int, int], Shape]] = {  # name: (usual colour, shape)
