@@ -15,6 +15,7 @@ from nbformat import NotebookNode
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
+from nnlib.cifar10 import CHECKOUT
 from nnlib.errors import NNLibError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -45,14 +46,12 @@ class Page:
 
 def find_notebooks(folder: str | Path | None = None, chosen: Iterable[str] | None = None) -> list[Path]:
     """Return the numbered notebooks in ``folder`` (default: beside the checkout), or the ``chosen``."""
-    folder = Path(folder) if folder else Path(__file__).resolve().parents[1] / "notebooks"
+    folder = Path(folder or CHECKOUT / "notebooks")
     paths = sorted(folder.glob("[0-9][0-9]*_*.ipynb"))
     if not paths:
         remedy = "run this in a checkout of nnlib, or name the folder with notebooks_dir (--notebooks-dir)"
         raise ReportError(f"{folder}: there are no notebooks named like 01_name.ipynb here; {remedy}.")
-    if chosen is None:
-        return paths
-    return [_choose(name, paths) for name in chosen]
+    return paths if chosen is None else [_choose(name, paths) for name in chosen]
 
 
 def _choose(name: str, paths: list[Path]) -> Path:
@@ -63,10 +62,7 @@ def _choose(name: str, paths: list[Path]) -> Path:
 
 
 def execute(
-    path: str | Path,
-    parameters: dict[str, Any] | None = None,
-    env: dict[str, str] | None = None,
-    label: str | None = None,
+    path: str | Path, parameters: dict[str, Any] | None = None, env: dict[str, str] | None = None, label: str = ""
 ) -> Page:
     """Run a notebook in its folder and a fresh kernel; the file stays as it is. The result is clean enough to commit.
 
@@ -75,23 +71,18 @@ def execute(
     """
     path = Path(path).resolve()
     notebook = nbformat.read(path, as_version=4)
-    if parameters:
-        notebook = _inject(notebook, parameters)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.update(outputs=[], execution_count=None)
-    start = time.perf_counter()
-    error = _run(notebook, path.parent, _kernel_environment() | (env or {}), label or path.stem)
-    seconds = time.perf_counter() - start
-    notebook = _clean(notebook)
-    return Page(path.stem, notebook, seconds, _explain(error, notebook) if error else None)
-
-
-def _inject(notebook: NotebookNode, parameters: dict[str, Any]) -> NotebookNode:
     notebook.metadata.papermill = {}  # papermill takes this, and tags on every cell, as given
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
-    return parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    if parameters:
+        notebook = parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
+    start = time.perf_counter()
+    error = _run(notebook, path.parent, _kernel_environment() | (env or {}), label or path.stem)
+    seconds = time.perf_counter() - start
+    _clean(notebook)
+    return Page(path.stem, notebook, seconds, _explain(error, notebook) if error else None)
 
 
 def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) -> Exception | None:
@@ -103,8 +94,6 @@ def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) 
             kernel_name="python3",
             resources={"metadata": {"path": str(folder)}},
             extra_arguments=["--log-level=40"],  # errors only: the kernel warns of its own transport at each start
-            record_timing=False,
-            store_widget_state=False,
             coalesce_streams=True,
             on_cell_complete=lambda **_: bar.update(),
         )
@@ -133,24 +122,22 @@ def _explain(error: Exception, notebook: NotebookNode) -> str:
     return f"cell {done or 1}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
-def _clean(notebook: NotebookNode) -> NotebookNode:
+def _clean(notebook: NotebookNode) -> None:
     """Drop what is of one moment or machine: widget views, the injected cell, timings and versions."""
-    cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
-    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
-    for cell in cells:
-        if not cell.metadata.get("tags", True):
-            del cell.metadata["tags"]
-    for number, cell in enumerate(code, start=1):
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.tags]
+    for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        cell.execution_count = number if cell.execution_count is not None else None
-        cell.outputs = [o for o in cell.outputs if WIDGET_VIEW not in o.get("data", {})]
+        if not cell.metadata.tags:
+            del cell.metadata["tags"]
+    executed = [cell for cell in notebook.cells if cell.get("execution_count") is not None]
+    for number, cell in enumerate(executed, start=1):
+        cell.execution_count = number
+        cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
         for output in cell.outputs:
             if output.output_type == "execute_result":
-                output.execution_count = cell.execution_count
-    notebook.cells = cells
+                output.execution_count = number
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = NotebookNode(kernelspec=NotebookNode(kernel), language_info=NotebookNode(name="python"))
-    return notebook
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
 def refresh(notebooks: Iterable[str] | None = None, notebooks_dir: str | Path | None = None) -> None:

@@ -18,6 +18,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
 import nnlib
+from nnlib.checkpoints import write_text
 from nnlib.errors import HyperparameterError
 from nnlib.notebooks import Page, ReportError, execute, find_notebooks
 
@@ -26,9 +27,8 @@ CODE = ("fold", "hide", "show")
 
 # What latex2mathml does not know, in words that it knows; then what it takes for a letter, or lets grow with its row.
 SYNONYMS = {r"{aligned}": r"{split}", r"{gathered}": r"{split}", r"{gather}": r"{split}", r"{align}": r"{align*}"}
-SIGNS = {"<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>"} | {
-    f"<mo>{bar}</mo>": f'<mo stretchy="false">{bar}</mo>' for bar in ("&#x02016;", "&#x0007C;", "|")
-}
+SIGNS = {f"<mo>{bar}": f'<mo stretchy="false">{bar}' for bar in ("&#x02016;", "&#x0007C;", "|")}
+SIGNS["<mi>&#x0007E;</mi>"] = "<mo>&#x0223C;</mo>"
 # A function's name that neither has an index nor stands before a parenthesis is followed by a thin space.
 FUNCTION = re.compile(r"(?<!<msub>)(?<!<msup>)(?<!<munder>)(<mi>[a-z]{2,}</mi>)(?!<mo|</)")
 
@@ -55,11 +55,8 @@ def build(
     # What was found once is asked for by name: no notebook tries the same download again.
     parameters = {"dataset": "cifar10" if data.source.startswith("cifar10") else "standin", "quick": quick}
     pages = _execute_all(paths, parameters, {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())})
-    about = {"Data": f"{data.source}. {data.note}".strip(" ."), "Fingerprint": data.fingerprint}
-    facts = ({"Author": author} if author else {}) | _describe_run(pages, quick) | about | _describe_environment()
-    target = output / "index.html"
-    output.mkdir(parents=True, exist_ok=True)
-    target.write_text(render(pages, facts, code), encoding="utf-8")
+    facts = ({"Author": author} if author else {}) | _facts(pages, quick, data)
+    target = write_text(output / "index.html", render(pages, facts, code))
     print(f"report: {target}")
     if failed := [f"{page.name}, {page.error}" for page in pages if page.error]:
         raise ReportError(f"{len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}.")
@@ -75,19 +72,17 @@ def _execute_all(paths: list[Path], parameters: dict[str, Any], env: dict[str, s
     return pages
 
 
-def _describe_run(pages: list[Page], quick: bool) -> dict[str, str]:
-    total = sum(page.seconds for page in pages)
+def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, str]:
     settings = " at quick settings: the numbers are those of a short run" if quick else ""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))
     return {
         "Date": f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}",
-        "Run time": f"{total / 60:.1f} minutes, {len(pages)} notebooks{settings}",
+        "Run time": f"{sum(page.seconds for page in pages) / 60:.1f} minutes, {len(pages)} notebooks{settings}",
+        "Data": f"{data.source}. {data.note}".strip(" ."),
+        "Fingerprint": data.fingerprint,
+        "Software": f"nnlib {nnlib.__version__}, Python {platform.python_version()}, {packages}",
+        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
     }
-
-
-def _describe_environment() -> dict[str, str]:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
-    return {"Software": f"nnlib {version('nnlib')}, Python {platform.python_version()}, {packages}", "Machine": machine}
 
 
 def render(pages: list[Page], facts: dict[str, str], code: str = "fold") -> str:
@@ -96,8 +91,7 @@ def render(pages: list[Page], facts: dict[str, str], code: str = "fold") -> str:
     merged.metadata = NotebookNode(title=TITLE, language_info=NotebookNode(name="python"))
     exporter = ReportExporter(pages=pages)
     exporter.environment.globals.update(title=TITLE, pages=pages, facts=facts, code=code, contents=exporter.contents)
-    html, _ = exporter.from_notebook_node(merged)
-    return str(html)
+    return str(exporter.from_notebook_node(merged)[0])
 
 
 def _numbered(page: Page, number: int) -> list[NotebookNode]:
@@ -173,10 +167,8 @@ class ReportExporter(HTMLExporter):
     def __init__(self, pages: list[Page], **options: Any):
         self.pages = [page.name for page in pages]
         self.contents: list[tuple[str, int, str, str]] = []
-        folder = Path(__file__).parent / "templates"
-        super().__init__(  # type: ignore[no-untyped-call]
-            template_name="nnlib", extra_template_basedirs=[str(folder)], **options
-        )
+        folders = [str(Path(__file__).parent / "templates")]
+        super().__init__(template_name="nnlib", extra_template_basedirs=folders, **options)  # type: ignore[no-untyped-call]
 
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:
