@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from nnlib.activations import get_activation
 from nnlib.checkpoints import write_atomically
+from nnlib.cifar10 import HOME
 from nnlib.datasets import Dataset, Split
 from nnlib.evaluation import Evaluation
 from nnlib.gradcheck import GradientReport
@@ -57,9 +58,9 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
 
 
 @style()
-def _trimmed(figure: Figure, kind: str, undated: dict[str, None]) -> bytes:
+def _trimmed(figure: Figure, kind: str, *undated: str) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format=kind, dpi=150, bbox_inches="tight", metadata=undated)
+    figure.savefig(out, format=kind, dpi=150, bbox_inches="tight", metadata=dict.fromkeys(undated))
     return out.getvalue()
 
 
@@ -70,12 +71,10 @@ def show(figure: Figure, name: str = "", alt: str = "") -> None:
     """
     from IPython.display import Image, display
 
-    files = {".png": _trimmed(figure, "png", {"Software": None})}
+    files = {".png": _trimmed(figure, "png", "Software")}
     if not any(ax.images or len(ax.collections) for ax in figure.axes):
-        files[".svg"] = _trimmed(figure, "svg", {"Date": None, "Creator": None})
-    checkout = Path(__file__).resolve().parents[1]
-    default = checkout if (checkout / "pyproject.toml").exists() else Path()
-    folder = Path(os.environ.get("NNLIB_FIGURES_DIR") or default / "figures")
+        files[".svg"] = _trimmed(figure, "svg", "Date", "Creator")
+    folder = Path(os.environ.get("NNLIB_FIGURES_DIR") or HOME / "figures")
     for suffix, content in files.items() if name else ():
         write_atomically(folder / (name + suffix), methodcaller("write", content))
     alt = alt or "; ".join(filter(None, (ax.get_title() for ax in figure.axes)))
@@ -92,6 +91,13 @@ def _figure(rows: int = 1, columns: int = 1, height: float = 3.6, share: bool = 
         ax.tick_params(labelsize=10, grid_color="0.9")  # ticks are made when they are needed, outside of the style
         ax.set(**labels)
     return figure, axes
+
+
+def _lines(ax: Axes, named: Mapping[str, tuple[Any, Any]], gap: float = 0.075, **look: Any) -> None:
+    """Draw a line for each pair of x and y, with its name beside its end."""
+    for name, (x, y) in named.items():
+        ax.plot(x, y, label=name, **look)
+    _label_lines(ax, gap=gap)
 
 
 def _label_lines(*axes: Axes, gap: float = 0.075) -> None:
@@ -167,24 +173,20 @@ def activation_functions(names: Sequence[str]) -> Figure:
     """Value and derivative of activations, side by side."""
     figure, axes = _figure(1, 2, xlabel="pre-activation z")
     z = np.linspace(-4, 4, 801)
-    for name in names:
-        f = get_activation(name)
-        axes[0].plot(z, f.value(z), label=name)
-        axes[1].plot(z, f.derivative(z, f.value(z)), label=name)
+    functions = {name: get_activation(name) for name in names}
     axes[0].set(title="What a unit passes on", ylabel="value f(z)")
     axes[1].set(title="What it lets back through", ylabel="derivative f′(z)")
-    _label_lines(*axes)
+    _lines(axes[0], {name: (z, f.value(z)) for name, f in functions.items()})
+    _lines(axes[1], {name: (z, f.derivative(z, f.value(z))) for name, f in functions.items()})
     return figure
 
 
 def schedules(named: Mapping[str, Callable[[int], float]], total_steps: int) -> Figure:
     """The learning rate of each schedule over ``total_steps`` steps."""
-    figure, (ax,) = _figure(title="Learning rate over the steps of a run", ylabel="learning rate")
+    title = "Learning rate over the steps of a run"
+    figure, (ax,) = _figure(title=title, xlabel="step (one update)", ylabel="learning rate")
     steps = np.unique(np.linspace(0, total_steps - 1, 1000).astype(int)).tolist()
-    for name, rate in named.items():
-        ax.plot(steps, [rate(step) for step in steps], label=name)
-    ax.set_xlabel("step (one update)")
-    _label_lines(ax)
+    _lines(ax, {name: (steps, [rate(step) for step in steps]) for name, rate in named.items()})
     return figure
 
 
@@ -254,20 +256,18 @@ def gradient_errors(report: GradientReport) -> Figure:
 def error_against_step(hs: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
     """Relative error of numerical derivatives over their step length h, on logarithmic axes."""
     title = "Too long a step is inexact, too short a one drowns in rounding"
-    figure, (ax,) = _figure(title=title, xlabel="step length h", ylabel="relative error")
-    for name, values in errors.items():
-        ax.loglog(hs, np.maximum(values, 1e-17), "o-", ms=3, label=name)
-    _label_lines(ax)
+    figure, (ax,) = _figure(title=title, xlabel="step length h", xscale="log", ylabel="relative error", yscale="log")
+    _lines(ax, {name: (hs, np.maximum(values, 1e-17)) for name, values in errors.items()}, marker="o", ms=3)
     return figure
 
 
 def confusion(evaluation: Evaluation) -> Figure:
     """Who is taken for whom: the share of each true class, in per cent."""
-    title = "Who is taken for whom: each row adds up to 100 %"
     share = 100 * evaluation.confusion / np.maximum(evaluation.confusion.sum(axis=1, keepdims=True), 1)
     figure, (ax,) = _figure(height=6)
     _heatmap(ax, share, ".0f", "share of the true class (%)", cmap="Blues", vmin=0, vmax=100)
-    ax.set(title=title, xlabel="predicted class", xticklabels=evaluation.classes, ylabel="true class")
+    ax.set(xlabel="predicted class", xticklabels=evaluation.classes, ylabel="true class")
+    ax.set_title("Who is taken for whom: each row adds up to 100 %")
     ax.tick_params(axis="x", rotation=45)
     return figure
 
@@ -398,9 +398,7 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
 def curves(named: Mapping[str, Any], title: str, x: str, y: str, log: bool = False) -> Figure:
     """Any sequences of numbers as lines, against 1, 2, 3, ...; ``log`` makes the vertical axis logarithmic."""
     figure, (ax,) = _figure(title=title, xlabel=x, ylabel=y, yscale="log" if log else "linear")
-    for name, values in named.items():
-        ax.plot(np.arange(1, len(values) + 1), values, label=name)
-    _label_lines(ax)
+    _lines(ax, {name: (np.arange(1, len(values) + 1), values) for name, values in named.items()})
     return figure
 
 
@@ -409,10 +407,8 @@ def small_multiples(panels: Mapping[str, Mapping[str, Any]], quantity: str = "va
     rows = math.ceil(len(panels) / 3)
     figure, axes = _figure(rows, 3, height=2.9 * rows, share=True, xlabel="epoch")
     for ax, (name, runs) in zip(axes, panels.items(), strict=False):
-        for value, run in runs.items():
-            ax.plot(_column(run, "epoch"), _column(run, quantity), label=value)
         ax.set_title(name)
-        _label_lines(ax, gap=0.1)
+        _lines(ax, {value: (_column(run, "epoch"), _column(run, quantity)) for value, run in runs.items()}, gap=0.1)
     for ax in axes[::3]:
         ax.set_ylabel(UNITS[quantity.split("_")[1]])
     return figure
@@ -439,8 +435,8 @@ def computation_graph() -> Figure:
     """Two hidden layers as a graph: what each arrow computes forward, and the derivative that goes back along it."""
     names = ("$X$", "$Z_1$", "$A_1$", "$Z_2$", "$A_2$", "$Z_3$", "$L$")
     forward = ("$X W_1 + b_1$", "$f(Z_1)$", "$A_1 W_2 + b_2$", "$f(Z_2)$", "$A_2 W_3 + b_3$", "softmax,\ncross-entropy")
-    back = (r"$\Delta_1 W_1^T$", r"$\odot f'(Z_1)$", r"$\Delta_2 W_2^T$", r"$\odot f'(Z_2)$", r"$\Delta_3 W_3^T$")
-    back += (r"$\Delta_3 = (P - Y)/B$",)
+    back = [r"$\Delta_1 W_1^T$", r"$\odot f'(Z_1)$", r"$\Delta_2 W_2^T$", r"$\odot f'(Z_2)$", r"$\Delta_3 W_3^T$"]
+    back += [r"$\Delta_3 = (P - Y)/B$"]
     figure, (ax,) = _figure(height=2.4, title="Forward: values. Backward: derivatives of the loss", xlim=(-0.4, 6.4))
     ax.set(ylim=(-1, 1), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
