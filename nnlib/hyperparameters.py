@@ -10,7 +10,7 @@ from nnlib.errors import HyperparameterError, did_you_mean
 from nnlib.initialisation import INITIALISATIONS
 from nnlib.schedules import SCHEDULES
 
-PREPROCESSING = ("scale", "standardise", "whiten")
+PREPROCESSING = ("scale", "standardise", "whiten", "zca")
 SELECT_BY = ("valid_accuracy", "valid_loss")
 
 

@@ -5,13 +5,14 @@ gives dL/dW = aᵀ δ, dL/db = Σ_rows δ and, one layer further down, δ' = (δ
 """
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from nnlib.activations import Activation, get_activation
-from nnlib.errors import HyperparameterError
+from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.initialisation import initial_weights
 from nnlib.losses import l2_penalty, softmax, softmax_cross_entropy
 from nnlib.preprocessing import Preprocessing
@@ -70,7 +71,12 @@ class MLP:
         return len(self.layer_sizes) - 1
 
     def initial_parameters(self) -> dict[str, Array]:
-        """Return this network's own parameters as they were before the first step, drawn again from its seed."""
+        """Return this network's own parameters as they were before the first step, drawn again from its seed.
+
+        Raises CheckpointError where that cannot be: after folding, or if the run began with other weights (``init=``).
+        """
+        if self.info.get("folded"):
+            raise CheckpointError("initial_parameters: folding changed the first layer; ask the network before it.")
         rng = np.random.default_rng(self.seed)
         parameters = {}
         for layer, (fan_in, fan_out) in enumerate(zip(self.layer_sizes, self.layer_sizes[1:], strict=False), 1):
@@ -79,6 +85,11 @@ class MLP:
                 name = self.functions[layer - 1].initialisation if layer < self.n_layers else "small_normal"
             parameters[f"W{layer}"] = initial_weights(name, fan_in, fan_out, rng, self.dtype)
             parameters[f"b{layer}"] = np.zeros(fan_out, self.dtype)
+        if self.info.get("initial", {}).get("sha256", "") not in ("", fingerprint(parameters)):
+            raise CheckpointError(
+                f"initial_parameters: seed {self.seed} does not give the weights that the run began with. It was given "
+                "others (init=...): ask the network that it was given. Or this NumPy draws other numbers."
+            )
         return parameters
 
     def forward(self, x: Array, masks: Masks = ()) -> Array:
@@ -230,6 +241,7 @@ class MLP:
         W1, b1 = self.preprocessing.fold(self.parameters["W1"], self.parameters["b1"])
         twin.parameters |= {"W1": W1.astype(self.dtype), "b1": b1.astype(self.dtype)}
         twin.layer_sizes = (n_pixels, *self.layer_sizes[1:])
+        twin.info = self.info | {"folded": True}
         twin.preprocessing = Preprocessing(np.ones(n_pixels, np.float32), np.zeros(n_pixels, np.float32))
         return twin
 
@@ -263,6 +275,14 @@ class MLP:
                 f"labels: {labels.dtype} of shape {labels.shape}, but whole numbers of shape ({n},) are needed."
             )
         return labels
+
+
+def fingerprint(parameters: dict[str, Array]) -> str:
+    """Return a hash of all parameters as float32: equal for equal networks, in either dtype."""
+    digest = hashlib.sha256()
+    for name, p in parameters.items():
+        digest.update(f"{name} {p.shape}".encode() + p.astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _checked_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:

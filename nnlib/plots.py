@@ -37,6 +37,7 @@ LOOK |= {"axes.prop_cycle": cycler(color=PALETTE), "font.size": 10.5, "axes.titl
 LOOK |= {"svg.hashsalt": "nnlib"}  # names inside an SVG come from this, not from chance
 UNITS = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (share of images)"}
 SQUARE = (3, 32, 32)
+Names = Sequence[str]
 _one_at_a_time = threading.RLock()  # Matplotlib's settings are global, and it promises nothing about threads
 
 
@@ -133,9 +134,7 @@ def _draw_images(ax: Axes, images: Array, columns: int, titles: Sequence[str] = 
     ax.spines[:].set_visible(False)
 
 
-def image_grid(
-    images: Array, titles: Sequence[str] = (), columns: int = 8, title: str = "", rows: Sequence[str] = ()
-) -> Figure:
+def image_grid(images: Array, titles: Names = (), columns: int = 8, title: str = "", rows: Names = ()) -> Figure:
     """Images (N, C, H, W), uint8 or from 0 to 1, side by side, with a title above each or a name beside each row."""
     room = 0.17 * max((each.count("\n") + 1 for each in titles), default=0)
     figure, (ax,) = _figure(height=math.ceil(len(images) / columns) * (9 / columns + room) + 0.4, title=title)
@@ -145,11 +144,9 @@ def image_grid(
 
 def samples_by_class(split: Split, classes: Sequence[str], n: int = 8) -> Figure:
     """The first ``n`` images of each class, one row a class."""
-    images = np.full((len(classes), n, *split.images.shape[1:]), split.images.max(), split.images.dtype)
-    for k, row in enumerate(images):
-        chosen = split.images[np.flatnonzero(split.labels == k)[:n]]
-        row[: len(chosen)] = chosen
-    return image_grid(images.reshape(-1, *images.shape[2:]), (), n, f"The first {n} images of each class", classes)
+    blank = np.full((n, *split.images.shape[1:]), split.images.max(), split.images.dtype)
+    rows = [np.concatenate([split.images[split.labels == k][:n], blank])[:n] for k in range(len(classes))]
+    return image_grid(np.concatenate(rows), (), n, f"The first {n} images of each class", classes)
 
 
 def class_balance(data: Dataset) -> Figure:
@@ -234,9 +231,9 @@ def histories(named: Mapping[str, Any], quantity: str = "valid_accuracy", top: i
     figure, (ax,) = _figure(xlabel="epoch", ylabel=UNITS[what], title=f"{what.capitalize()} ({split})")
     sign = 1 if what == "loss" else -1
     ranked = sorted(named, key=lambda name: np.fmin.reduce(sign * _column(named[name], quantity), initial=math.inf))
-    for name, color in [(name, "0.8") for name in ranked[top:]] + [*zip(ranked[:top], PALETTE, strict=False)][::-1]:
-        label = "_" if color == "0.8" else name
-        ax.plot(_column(named[name], "epoch"), _column(named[name], quantity), color=color, label=label)
+    for i, name in reversed([*enumerate(ranked)]):  # the best are drawn last, over the others
+        look = {"color": PALETTE[i], "label": name} if i < top else {"color": "0.8", "label": "_"}
+        ax.plot(_column(named[name], "epoch"), _column(named[name], quantity), **look)
     _label_lines(ax)
     return figure
 
@@ -283,8 +280,7 @@ def per_class(evaluation: Evaluation) -> Figure:
     title = f"Accuracy of each class, and of all images: {evaluation.accuracy:.3f}"
     figure, (ax,) = _figure(title=title, xlabel="accuracy (share of the class's images)")
     ranked = dict(sorted(evaluation.per_class.items(), key=lambda item: item[1]))
-    bars = ax.barh([*ranked], [*ranked.values()])
-    ax.bar_label(bars, fmt="%.3f", label_type="center", color="white", fontsize=9)
+    ax.bar_label(ax.barh([*ranked], [*ranked.values()]), fmt="%.3f", label_type="center", color="white", fontsize=9)
     ax.axvline(evaluation.accuracy, color=ORANGE, ls="--")
     return figure
 
@@ -446,4 +442,31 @@ def computation_graph() -> Figure:
         for text, y, ends, color in ((ahead, 0.25, (i + 0.2, i + 0.8), BLUE), (behind, -0.25, (i + 0.8, i + 0.2), RED)):
             ax.annotate("", (ends[1], y), (ends[0], y), arrowprops={"arrowstyle": "->", "color": color})
             ax.text(i + 0.5, 1.9 * y, text, color=color, ha="center", va="center", fontsize=9)
+    return figure
+
+
+def diagnostics(run: Any) -> Figure:
+    """What ``nnlib.Diagnostics`` put into a run's history, layer by layer, by epoch."""
+    panels = {"gradient_norm": "Gradient", "weight_norm": "Weights", "update_ratio": "Update / weights"}
+    panels["dead"] = "Dead units (share of the layer)"
+    figure, axes = _figure(2, 2, height=5.4, xlabel="epoch")
+    records = getattr(run, "history", run)
+    for ax, (name, title) in zip(axes, panels.items(), strict=True):
+        for column in sorted({key for record in records for key in record if key.startswith(f"{name}_")}):
+            ax.plot(_column(run, "epoch"), _column(run, column), label=f"layer {column.removeprefix(f'{name}_')}")
+        ax.set(title=title, ylabel="share" if name == "dead" else "ratio" if name == "update_ratio" else "length")
+        ax.set_yscale("linear" if name == "dead" else "log")
+    axes[2].axhline(1e-3, color=GREY, ls="--", label="_")
+    axes[3].set_ylim(-0.02, 1.02)
+    _label_lines(*axes, gap=0.1)
+    return figure
+
+
+def learning_rate_test(test: Any) -> Figure:
+    """The training loss over the learning rate, as ``nnlib.find_learning_rate`` found it, and its suggestion."""
+    title = f"Learning rate range test: a tenth of the lowest point's rate is {test.suggestion:.2g}"
+    figure, (ax,) = _figure(title=title, xlabel="learning rate", ylabel=UNITS["loss"], xscale="log")
+    ax.plot(test.rates, test.losses)
+    ax.axvline(test.suggestion, color=ORANGE, ls="--")
+    ax.set_ylim(None, np.quantile(test.losses, 0.9) * 1.2)
     return figure

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from nnlib.errors import HyperparameterError, did_you_mean
+from nnlib.hyperparameters import PREPROCESSING
 from nnlib.products import product
 
 Array = np.ndarray[Any, Any]
@@ -59,6 +60,7 @@ def fit_preprocessing(
     ``scale`` divides by 255. ``standardise`` gives each channel mean 0 and variance 1. ``whiten`` removes each
     pixel's mean, turns to the principal axes of the covariance C = V diag(e) V' and divides by sqrt(e + floor mean(e)),
     which makes the inputs uncorrelated (LeCun et al. 1998, Krizhevsky 2009); ``components`` > 0 keeps the first ones.
+    ``zca`` turns them back: each input stays near its pixel, and looks like an image (Bell and Sejnowski 1997).
     Statistics come from at most 20,000 images, drawn by ``seed``.
     """
     n_channels = images.shape[1] if images.ndim == 4 else 1
@@ -71,12 +73,9 @@ def fit_preprocessing(
     if kind == "standardise":
         mean, std = _channel_statistics(flat, n_channels)
         return Preprocessing((1 / std).astype(np.float32), (-mean / std).astype(np.float32))
-    if kind == "whiten":
-        return _fit_whitening(flat, components, floor)
-    raise HyperparameterError(f"preprocessing: {kind!r} is not known. {did_you_mean(kind, _KINDS)}")
-
-
-_KINDS = ("scale", "standardise", "whiten")
+    if kind in ("whiten", "zca"):
+        return _fit_whitening(flat, components, floor, turn_back=kind == "zca")
+    raise HyperparameterError(f"preprocessing: {kind!r} is not known. {did_you_mean(kind, PREPROCESSING)}")
 
 
 def _channel_statistics(flat: Array, n_channels: int) -> tuple[Array, Array]:
@@ -89,7 +88,7 @@ def _channel_statistics(flat: Array, n_channels: int) -> tuple[Array, Array]:
     return np.repeat(means, repeats), np.repeat(np.sqrt(np.maximum(variances, 1e-6)), repeats)
 
 
-def _fit_whitening(flat: Array, components: int, floor: float) -> Preprocessing:
+def _fit_whitening(flat: Array, components: int, floor: float, turn_back: bool) -> Preprocessing:
     from scipy.linalg import eigh  # imported here: `import nnlib` stays as fast as `import numpy`
 
     n_pixels = flat.shape[1]
@@ -104,6 +103,8 @@ def _fit_whitening(flat: Array, components: int, floor: float) -> Preprocessing:
     variances, axes = eigh(covariance, subset_by_index=[n_pixels - keep, n_pixels - 1], overwrite_a=True)
     shrink = np.sqrt(np.maximum(variances, 0) + floor * mean_variance + 1e-8)
     matrix = np.ascontiguousarray((axes / shrink)[:, ::-1], np.float32)  # largest variance first
+    if turn_back:
+        matrix = np.ascontiguousarray(matrix @ axes[:, ::-1].T, np.float32)
     scale = np.full(n_pixels, 1 / 255, np.float32)
     return Preprocessing(scale, -mean / 255, matrix)
 

@@ -5,22 +5,18 @@ import io
 import json
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from nnlib.checkpoints import (
-    preprocessing_arrays,
-    preprocessing_from,
-    read_arrays,
-    write_arrays,
-    write_text,
-)
+from nnlib import checkpoints
+from nnlib.checkpoints import read_arrays, save_model, write_text
 from nnlib.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -41,7 +37,8 @@ def describe(record: Record, epochs: int) -> str:
 class RunDirectory:
     """Reads and writes ``hyperparameters.json``, ``environment.json``, ``history.csv``, ``log.txt`` and checkpoints.
 
-    ``last.npz`` holds all that an exact resume needs, ``previous.npz`` the one before it, ``best.npz`` the best model.
+    ``last.npz`` holds all that an exact resume needs, ``previous.npz`` the one before it, ``best.npz`` the best model,
+    and ``best-epoch-0007.npz`` that of epoch 7 if it is among the next best and as many are wanted.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,14 +66,17 @@ class RunDirectory:
         """
         for part in self.path.glob(".*.part"):
             part.unlink()  # what a killed process was writing
-        if not resume:
-            for path in (self.best, self.last, self.previous):
-                path.unlink(missing_ok=True)
-        elif self.last.exists() or self.previous.exists():
+        if resume and (self.last.exists() or self.previous.exists()):
             self._refuse_other_run(trainer)
             self._restore(trainer)
             trainer.stop_early()
             self._write_history(trainer)
+        else:
+            for path in (self.last, self.previous):
+                path.unlink(missing_ok=True)
+        if trainer.history:  # the state knows the best weights: a file that is damaged, or ahead of it, is put right
+            save_model(trainer.result().model, self.best)
+        self._prune(trainer)
         write_text(self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n")
         write_text(self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n")
 
@@ -93,54 +93,78 @@ class RunDirectory:
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.path / 'history.csv'}: it cannot be read ({error}).") from None
 
-    def save(self, trainer: "Trainer") -> None:
-        """Write the trainer's whole state; the state before it becomes ``previous.npz``."""
-        groups = {
-            "parameters": trainer.model.parameters,
-            "velocity": trainer.optimizer.velocity,
-            "average": trainer.optimizer.average,
-        }
-        arrays = {f"{group}.{name}": a for group, values in groups.items() for name, a in values.items()}
-        meta = {
-            "kind": "state",
-            "step": trainer.step,
-            "tally": asdict(trainer.tally),
-            "history": trainer.history,
-            "fingerprint": trainer.data.fingerprint,
-        }
+    def save(self, trainer: "Trainer", finished: bool = False) -> None:
+        """Write the trainer's whole state; the one before it becomes ``previous.npz``.
+
+        At the end of an epoch, ``finished``, its model is written too if it is among the best.
+        """
+        if finished:
+            self._save_best(trainer)
+        groups = self._groups(trainer)
+        if trainer.history and trainer.history.best(trainer.hp.select_by)["step"] == trainer.step:
+            del groups["best."]  # they are the present ones
+        arrays = {group + name: a for group, values in groups.items() for name, a in values.items()}
+        meta = {"kind": "state", "step": trainer.step, "tally": asdict(trainer.tally), "history": trainer.history}
+        meta |= {"warnings": trainer.warnings, "fingerprint": trainer.data.fingerprint}
         if self.last.exists():
             self.last.replace(self.previous)
-        write_arrays(self.last, arrays | preprocessing_arrays(trainer.model.preprocessing), meta)
+        arrays |= checkpoints.preprocessing_arrays(trainer.model.preprocessing)
+        checkpoints.write_arrays(self.last, arrays, meta)
         self._write_history(trainer)
+        self._prune(trainer)
+
+    def _groups(self, trainer: "Trainer") -> dict[str, dict[str, Any]]:
+        """Return all arrays that a state consists of, by the beginnings of their names."""
+        sgd = trainer.optimizer
+        groups = {"parameters.": trainer.model.parameters, "velocity.": sgd.velocity, "average.": sgd.average}
+        return groups | {"best.": trainer.best_parameters}
+
+    def _runner_up(self, record: Record) -> Path:
+        return self.path / f"best-epoch-{record['epoch']:04d}.npz"
+
+    def _save_best(self, trainer: "Trainer") -> None:
+        """Write the finished epoch's model if it is among the best; a best one before it becomes the second."""
+        ranked, record = trainer.history.ranked(trainer.hp.select_by)[: trainer.keep_best], trainer.history[-1]
+        if record is ranked[0]:
+            if len(ranked) > 1:
+                self.best.replace(self._runner_up(ranked[1]))
+            save_model(trainer.result().model, self.best)
+        elif any(record is r for r in ranked):
+            save_model(trainer.snapshot(trainer.evaluated.parameters, record), self._runner_up(record))
+
+    def _prune(self, trainer: "Trainer") -> None:
+        """Delete the models that are not, or no longer, among the best."""
+        ranked = trainer.history.ranked(trainer.hp.select_by)[: trainer.keep_best]
+        wanted = {self._runner_up(record) for record in ranked[1:]} | ({self.best} if ranked else set())
+        for path in {self.best, *self.path.glob("best-epoch-*.npz")} - wanted:
+            path.unlink(missing_ok=True)
 
     def _write_history(self, trainer: "Trainer") -> None:
         """Write history.csv and log.txt anew from the history, so that they always agree with the saved state."""
         if not trainer.history:
             return
         rows = io.StringIO()
-        writer = csv.DictWriter(rows, list(trainer.history[0]), lineterminator="\n")
+        names = dict.fromkeys(name for record in trainer.history for name in record)
+        writer = csv.DictWriter(rows, list(names), restval="nan", lineterminator="\n")
         writer.writeheader()
         writer.writerows(trainer.history)
         write_text(self.path / "history.csv", rows.getvalue())
         lines = [describe(record, trainer.hp.epochs) for record in trainer.history]
-        write_text(self.path / "log.txt", "\n".join(lines + [trainer.stopped] * bool(trainer.stopped)) + "\n")
+        lines += [*trainer.warnings.values(), trainer.stopped]
+        write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")
 
     def _restore(self, trainer: "Trainer") -> None:
         arrays, meta = self._read_state()
-        groups = {"parameters": trainer.model.parameters, "velocity": trainer.optimizer.velocity}
-        groups |= {"average": trainer.optimizer.average}
-        for group, values in groups.items():
-            for name, a in values.items():
-                a[...] = arrays[f"{group}.{name}"]
-        trainer.model.preprocessing = trainer.evaluated.preprocessing = preprocessing_from(arrays)
+        if "best.W1" not in arrays:  # they are the present ones
+            present = "average." if trainer.hp.ema else "parameters."
+            arrays |= {name.replace(present, "best."): a for name, a in arrays.items() if name.startswith(present)}
+        for group, targets in self._groups(trainer).items():
+            checkpoints.copy_arrays(targets, arrays, self.last, group)
+        trainer.model.preprocessing = trainer.evaluated.preprocessing = checkpoints.preprocessing_from(arrays)
         trainer.step = trainer.optimizer.steps = meta["step"]
-        trainer.history[:] = meta["history"]
+        trainer.history[:], trainer.warnings = meta["history"], meta["warnings"]
         for name, value in meta["tally"].items():
             setattr(trainer.tally, name, value)
-        if trainer.history:
-            best, _ = read_arrays(self.best)
-            for name, a in trainer.best_parameters.items():
-                a[...] = best[name]
 
     def _read_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the last state, or the one before it where the last is damaged."""
@@ -159,9 +183,12 @@ class RunDirectory:
         differ = [
             f"{k} was {found.get(k)!r}, now {v!r}" for k, v in asked.items() if found.get(k) != v and k != "epochs"
         ]
-        fingerprint = self._read_json("environment.json").get("fingerprint")
-        if fingerprint != trainer.data.fingerprint:
-            differ.append(f"the data had the fingerprint {fingerprint}, now {trainer.data.fingerprint}")
+        environment = self._read_json("environment.json")
+        if environment.get("fingerprint") != trainer.data.fingerprint:
+            data = environment.get("fingerprint")
+            differ.append(f"the data had the fingerprint {data}, now {trainer.data.fingerprint}")
+        if not differ and environment.get("initial_weights") != trainer.initial["sha256"]:
+            differ.append("it began with other weights (init=...)")
         if differ:
             remedy = "Name another run_dir, or say resume=False to start this one again."
             raise CheckpointError(f"{self.path}: it holds another run: {'; '.join(differ)}. {remedy}")
@@ -180,13 +207,40 @@ class RunDirectory:
         return value
 
     def _environment(self, trainer: "Trainer") -> dict[str, Any]:
-        return {
-            "data": trainer.data.source,
-            "fingerprint": trainer.data.fingerprint,
-            "images": {n: len(getattr(trainer.data, n).labels) for n in ("train", "valid", "test")},
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": version("scipy"),
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-        }
+        data = trainer.data
+        images = {name: len(getattr(data, name).labels) for name in ("train", "valid", "test")}
+        about = {"data": data.source, "fingerprint": data.fingerprint, "images": images}
+        return {**about, "initial_weights": trainer.initial["sha256"], **_machine(), "blas": _blas()}
+
+
+@cache
+def _machine() -> dict[str, Any]:
+    """Return versions and hardware, and the commit of the checkout that nnlib runs from, if it is one."""
+    versions = {"python": platform.python_version(), **{n: version(n) for n in ("nnlib", "numpy", "scipy")}}
+    machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
+    return {**versions, **machine, "commit": _commit(Path(__file__).parents[1])}
+
+
+def _cpu() -> str:
+    """Return the processor's name, which Python does not know on Linux."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _blas() -> list[dict[str, Any]]:
+    """Return name, version, kernels and threads of each BLAS in this process: NumPy's and SciPy's, which trains."""
+    import scipy.linalg.blas  # noqa: F401
+    from threadpoolctl import threadpool_info
+
+    names = ("internal_api", "version", "architecture", "num_threads")
+    found = [{name: info.get(name) for name in names} for info in threadpool_info() if info["user_api"] == "blas"]
+    return sorted(found, key=str)
+
+
+def _commit(checkout: Path) -> str | None:
+    """Return the checkout's commit, with ``-dirty`` behind it if files differ from it; None if there is none."""
+    if not (checkout / ".git").exists() or not shutil.which("git"):
+        return None
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip() or None

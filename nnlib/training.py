@@ -2,31 +2,38 @@
 
 Everything random in step t of epoch e is drawn from a generator made of (seed, what it is for, e or t), so that a run
 which is broken off needs to remember no random state: it goes on from the step it had reached.
+
+The same seed gives the same bits on the same machine with the same versions and number of BLAS threads, whatever the
+process did before. Elsewhere (another processor, BLAS, thread count) BLAS adds the terms of its sums in another order:
+the last bits of the first steps differ, and grow to other weights, equally good, in the end. First weights, order of
+images, augmentation and dropout masks do not come from BLAS, and are the same wherever NumPy draws the same numbers.
 """
 
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from nnlib.checkpoints import load_model, save_model
+from nnlib.callbacks import Callback, interrupts, reporters, warnings_of
+from nnlib.checkpoints import load_model
 from nnlib.datasets import Dataset
-from nnlib.errors import DataError, TrainingDiverged
+from nnlib.errors import DataError, HyperparameterError, TrainingDiverged
 from nnlib.evaluation import evaluate
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.losses import softmax_cross_entropy
-from nnlib.model import MLP, Array
+from nnlib.model import MLP, Array, Loss, fingerprint
 from nnlib.optimizers import SGD
 from nnlib.preprocessing import Preprocessing, augment, fit_preprocessing
-from nnlib.rundir import Record, RunDirectory, describe
+from nnlib.rundir import Record, RunDirectory
 from nnlib.schedules import make_schedule
 
 ORDER, AUGMENTATION, DROPOUT = 1, 2, 3  # streams of random numbers, apart from each other and from the first weights
@@ -39,17 +46,22 @@ class History(list[Record]):
         """Return one quantity over the epochs (E,), such as ``"valid_accuracy"``."""
         return np.array([record[name] for record in self])
 
+    def ranked(self, select_by: str) -> list[Record]:
+        """Return the records by falling accuracy or rising loss, equals in their order."""
+        sign = 1 if select_by.endswith("loss") else -1
+        return sorted(self, key=lambda record: sign * record[select_by])
+
     def best(self, select_by: str) -> Record:
         """Return the record with the highest accuracy or the lowest loss; the first of equals."""
-        sign = -1 if select_by.endswith("loss") else 1
-        return max(self, key=lambda record: sign * record[select_by])
+        return self.ranked(select_by)[0]
 
 
 @dataclass
 class TrainingRun:
     """What training leaves: ``model`` has the best weights by validation, ``history`` one record an epoch.
 
-    ``stopped`` is empty for a run that did all its epochs; else it says in words why it ended.
+    ``stopped`` is empty for a run that did all its epochs; else it says in words why it ended. ``warnings`` tell what
+    was noticed on the way, such as dead units.
     """
 
     model: MLP
@@ -57,6 +69,7 @@ class TrainingRun:
     hyperparameters: Hyperparameters
     stopped: str = ""
     run_dir: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def best(self) -> Record:
@@ -92,119 +105,54 @@ class _Tally:
     seconds: float = 0.0
 
 
-@dataclass
-class Callback:
-    """Base class for callbacks: each method gets the ``Trainer``, which has a ``stop(why)``. Override what you need."""
-
-    def on_start(self, trainer: "Trainer") -> None:
-        """Called once before the first step."""
-
-    def on_step(self, trainer: "Trainer") -> None:
-        """Called after each step."""
-
-    def on_epoch(self, trainer: "Trainer") -> None:
-        """Called after each epoch's validation; ``trainer.history[-1]`` is its record."""
-
-    def on_end(self, trainer: "Trainer") -> None:
-        """Called once at the end, whatever ended the run."""
-
-
-@dataclass
-class EpochLines(Callback):
-    """Prints one line an epoch."""
-
-    out: Callable[[str], Any] = print
-
-    def on_epoch(self, trainer: "Trainer") -> None:
-        self.out(describe(trainer.history[-1], trainer.hp.epochs))
-
-
-@dataclass
-class ProgressBar(Callback):
-    """Shows epoch, loss, images per second and time left in a terminal or a notebook."""
-
-    bar: Any = field(default=None, repr=False)
-
-    def on_start(self, trainer: "Trainer") -> None:
-        from tqdm.auto import tqdm
-
-        total = trainer.steps_per_epoch * trainer.until
-        self.bar = tqdm(total=total, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=0.2)
-
-    def on_step(self, trainer: "Trainer") -> None:
-        self.bar.update(1)
-        if trainer.step % 10 == 0:
-            t = trainer.tally
-            text = f"loss {t.loss / max(t.seen, 1):.3f}, {t.seen / max(t.seconds, 1e-9):,.0f} images/s"
-            valid = f", valid accuracy {trainer.history[-1]['valid_accuracy']:.4f}" if trainer.history else ""
-            epoch = min(trainer.epoch + 1, trainer.until)
-            self.bar.set_description(f"epoch {epoch}/{trainer.until}", refresh=False)
-            self.bar.set_postfix_str(text + valid, refresh=False)
-
-    def on_end(self, trainer: "Trainer") -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
+@dataclass(eq=False, repr=False)
 class Trainer:
-    """One training run in the making. ``nnlib.train`` is the short way to use it.
+    """One training run in the making. ``nnlib.train`` is the short way to use it, and explains the arguments.
 
     ``step`` counts updates, ``epoch`` finished epochs; ``model`` has the present weights, ``evaluated`` the ones that
     validation sees (their moving average where ``hp.ema`` is set). Callbacks may call ``stop``.
     """
 
-    def __init__(
-        self,
-        hp: Hyperparameters,
-        data: Dataset,
-        *,
-        run_dir: str | Path | None = None,
-        resume: bool = True,
-        progress: bool = True,
-        callbacks: Sequence[Callback] = (),
-        init: MLP | None = None,
-    ) -> None:
+    hp: Hyperparameters
+    data: Dataset
+    run_dir: str | Path | None = None
+    resume: bool = True
+    progress: bool = True
+    callbacks: Sequence[Any] = ()  # of Callback, or of anything that has some of its methods
+    init: MLP | None = None
+    keep_best: int = 1
+    loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        hp, data = self.hp, self.data
         if not len(data.train) or not len(data.valid):
             raise DataError(f"{len(data.train)} training and {len(data.valid)} validation images: both are needed.")
-        self.hp, self.data = hp, data
-        self.model = build_model(hp, data)
-        if init is not None:
-            for name, parameter in self.model.parameters.items():
-                parameter[...] = init.parameters[name]
-        self.optimizer = SGD(
-            self.model.parameters,
-            momentum=hp.momentum,
-            nesterov=hp.nesterov,
-            clip_norm=hp.clip_norm,
-            decoupled_l2=hp.l2 if hp.decoupled_l2 else 0.0,
-            ema=hp.ema,
-        )
+        if self.keep_best < 1 or (self.keep_best > 1 and self.run_dir is None):
+            raise HyperparameterError(
+                f"keep_best: {self.keep_best} is not allowed; 1, or more together with a run_dir."
+            )
+        self.model = build_model(hp, data, self.init)
+        self.initial = {"seed": hp.seed, "sha256": fingerprint(self.model.parameters)}
+        self.first_norms = {n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"}
+        self.loss_function = self.loss or partial(softmax_cross_entropy, label_smoothing=hp.label_smoothing)
+        self.l2, decoupled_l2 = (0.0, hp.l2) if hp.decoupled_l2 else (hp.l2, 0.0)
+        options = {name: getattr(hp, name) for name in ("momentum", "nesterov", "clip_norm", "ema")}
+        self.optimizer = SGD(self.model.parameters, decoupled_l2=decoupled_l2, **options)
         self.evaluated = self.model
         if hp.ema:
             self.evaluated = self.model.astype(self.model.dtype)
             self.evaluated.parameters = self.optimizer.average
         self.n_train = len(data.train.labels)
         self.steps_per_epoch = math.ceil(self.n_train / hp.batch_size)
-        self.until = hp.epochs
-        self.learning_rate = self._make_schedule()
-        self.step, self.history, self.tally = 0, History(), _Tally()
+        self.until, self.stopped, self.warnings = hp.epochs, "", dict[str, str]()
+        names = ("decay_rate", "decay_every", "min_learning_rate", "warmup_steps")
+        steps, options = hp.epochs * self.steps_per_epoch, {name: getattr(hp, name) for name in names}
+        self.learning_rate = make_schedule(hp.schedule, hp.learning_rate, steps, **options)
+        self.step, self.history, self.tally, self.last_loss = 0, History(), _Tally(), math.nan
         self.best_parameters = {name: p.copy() for name, p in self.evaluated.parameters.items()}
-        self.stopped, self.resume = "", resume
-        self.directory = RunDirectory(run_dir) if run_dir is not None else None
-        self.callbacks = [*_reporters(progress), *callbacks]
+        self.directory = RunDirectory(self.run_dir) if self.run_dir is not None else None
+        self.callbacks = [*reporters(self.progress), *self.callbacks]
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
-
-    def _make_schedule(self) -> Callable[[int], float]:
-        hp = self.hp
-        return make_schedule(
-            hp.schedule,
-            hp.learning_rate,
-            hp.epochs * self.steps_per_epoch,
-            decay_rate=hp.decay_rate,
-            decay_every=hp.decay_every,
-            min_learning_rate=hp.min_learning_rate,
-            warmup_steps=hp.warmup_steps,
-        )
 
     @property
     def epoch(self) -> int:
@@ -221,31 +169,49 @@ class Trainer:
         if hp.patience and self.history and self.epoch - self.history.best(hp.select_by)["epoch"] >= hp.patience:
             self.stop(f"stopped early: no better {hp.select_by} in {hp.patience} epochs")
 
+    def warn(self, what: str, details: str) -> None:
+        """Say ``what`` is wrong, the first time that it is; log.txt and ``run.warnings`` keep it."""
+        if what not in self.warnings:
+            self.warnings[what] = f"epoch {self.epoch + 1}: {what}: {details}. Try a smaller learning rate."
+            if self.progress:
+                print(self.warnings[what])
+
     def run(self, until: int | None = None) -> TrainingRun:
         """Train to the end of epoch ``until`` (default: all ``hp.epochs``) and return the run.
 
-        Raises TrainingDiverged when the loss stops being finite; the best and the last checkpoint stay.
+        Raises TrainingDiverged when the loss stops being finite; the best and the last checkpoint stay. This and any
+        other exception has the run so far as its attribute ``run``.
         """
         self.until = min(until or self.hp.epochs, self.hp.epochs)
-        with ExitStack() as stack:
-            if self.directory is not None:
-                stack.enter_context(self.directory.locked())
-                self.directory.open(self, self.resume)
-            stack.enter_context(_interrupts(self))
-            stack.callback(self._call, "on_end")
-            self._call("on_start")
-            while self.epoch < self.until and not self.stopped:
-                self._train_epoch()
+        try:
+            with ExitStack() as stack:
+                if self.directory is not None:
+                    stack.enter_context(self.directory.locked())
+                    self.directory.open(self, self.resume)
+                stack.enter_context(interrupts(self))
+                for callback in self.callbacks:
+                    stack.callback(_moment(callback, "on_end"), self)
+                self._call("on_start")
+                while self.epoch < self.until and not self.stopped:
+                    self._train_epoch()
+        except Exception as error:
+            error.run = self.result()  # type: ignore[attr-defined]
+            raise
         return self.result()
 
     def result(self) -> TrainingRun:
         """Return the run as it stands, with the best weights so far."""
-        model = self.model.astype(self.model.dtype)
-        model.parameters = {name: p.copy() for name, p in self.best_parameters.items()}
         best = self.history.best(self.hp.select_by) if self.history else {}
-        model.info = {"data": self.data.source, "fingerprint": self.data.fingerprint, "best": best}
-        model.info["hyperparameters"] = self.hp.to_dict()
-        return TrainingRun(model, self.history, self.hp, self.stopped, self.directory.path if self.directory else None)
+        model, folder = self.snapshot(self.best_parameters, best), self.directory.path if self.directory else None
+        return TrainingRun(model, self.history, self.hp, self.stopped, folder, tuple(self.warnings.values()))
+
+    def snapshot(self, parameters: dict[str, Array], record: Record) -> MLP:
+        """Return a network of its own with a copy of ``parameters``, which knows where they come from."""
+        model = self.model.astype(self.model.dtype)
+        model.parameters = {name: p.copy() for name, p in parameters.items()}
+        model.info = {"data": self.data.source, "fingerprint": self.data.fingerprint, "best": record}
+        model.info |= {"hyperparameters": self.hp.to_dict(), "initial": self.initial}
+        return model
 
     def _train_epoch(self) -> None:
         """Do the rest of the present epoch: all of it, or what a run that was broken off had left."""
@@ -269,14 +235,13 @@ class Trainer:
         masks = model.dropout_masks(len(x), self._rng(DROPOUT, self.step), hp.dropout, hp.input_dropout)
         with np.errstate(all="ignore"):  # a loss that is not finite is told in words below
             logits = model.forward(x, masks)
-            loss, dlogits = softmax_cross_entropy(logits, labels, label_smoothing=hp.label_smoothing)
+            loss, dlogits = self.loss_function(logits, labels)
             if not math.isfinite(loss):
-                self._diverged(float(loss))
-            l2 = 0.0 if hp.decoupled_l2 else hp.l2
-            model.backward(dlogits, l2, out=self.optimizer.into, factor=self.optimizer.factor)
+                self._diverged(float(loss), model)
+            model.backward(dlogits, self.l2, out=self.optimizer.into, factor=self.optimizer.factor)
             self.optimizer.step(self.learning_rate(self.step))
-        self.step += 1
-        self.tally.loss += float(loss) * len(x)
+        self.step, self.last_loss = self.step + 1, float(loss)
+        self.tally.loss += self.last_loss * len(x)
         self.tally.correct += int((logits.argmax(axis=1) == labels).sum())
         self.tally.seen += len(x)
 
@@ -297,69 +262,123 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         """Validate, record, keep the weights if they are the best so far, and save."""
-        started = time.perf_counter()
+        started, tally = time.perf_counter(), self.tally
         with np.errstate(all="ignore"):
             valid = evaluate(self.evaluated, self.data.valid)
-        if not math.isfinite(valid.loss):
-            self._diverged(valid.loss)
-        tally, self.tally = self.tally, _Tally()
-        record = {
-            "epoch": self.epoch + 1,
-            "step": self.step,
-            "learning_rate": self.learning_rate(self.step - 1),
-            "train_loss": tally.loss / tally.seen,
-            "train_accuracy": tally.correct / tally.seen,
-            "valid_loss": valid.loss,
-            "valid_accuracy": valid.accuracy,
-            "seconds": tally.seconds + time.perf_counter() - started,
-        }
+            if not math.isfinite(valid.loss):
+                self._diverged(valid.loss, self.evaluated)
+            for warning in warnings_of(self):
+                self.warn(*warning)
+        record = {"epoch": self.epoch + 1, "step": self.step, "learning_rate": self.learning_rate(self.step - 1)}
+        record |= {"train_loss": tally.loss / tally.seen, "train_accuracy": tally.correct / tally.seen}
+        record |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy}
+        record["seconds"] = tally.seconds + time.perf_counter() - started
+        for measured in self._call("measure"):
+            record |= measured or {}
+        self.tally = _Tally()
         self.history.append(record)
-        best = self.history.best(self.hp.select_by)
-        if best is record:
+        if self.history.best(self.hp.select_by) is record:
             for name, parameter in self.evaluated.parameters.items():
                 self.best_parameters[name][...] = parameter
         self.stop_early()
-        self._save(new_best=best is record)
+        self._save(finished=True)
         self._call("on_epoch")
 
-    def _save(self, new_best: bool = False) -> None:
-        if self.directory is None:
-            return
-        if new_best:
-            save_model(self.result().model, self.directory.best)
-        self.directory.save(self)
+    def _save(self, finished: bool = False) -> None:
+        if self.directory is not None:
+            self.directory.save(self, finished)
 
-    def _diverged(self, loss: float) -> None:
+    def _diverged(self, loss: float, model: MLP) -> None:
         """Raise TrainingDiverged, naming step, rate and the first layer whose numbers are not finite."""
-        bad = [name for name, p in self.model.parameters.items() if not np.isfinite(p).all()]
-        where = f"{bad[0]} is not finite" if bad else "the weights are still finite, the logits overflow"
+        where = f"the logits (layer {model.n_layers}) overflow, all weights being finite"
+        for layer, z in reversed([*enumerate([*model.pre_activations, np.zeros(1)], 1)]):
+            names = [name for name in (f"W{layer}", f"b{layer}") if not np.isfinite(model.parameters[name]).all()]
+            if names:
+                where = f"{names[0]} is not finite"
+            elif not np.isfinite(z).all():
+                where = f"the activations of layer {layer} overflow, its weights being finite"
         raise TrainingDiverged(
             f"the loss is {loss} at step {self.step} (epoch {self.epoch + 1}): {where}. "
             f"The likely cause is the learning rate, {self.learning_rate(self.step):g} here: try a third of it, or a "
             f"warm-up (warmup_steps), or clip_norm=1. The best weights so far are kept."
         )
 
-    def _call(self, moment: str) -> None:
-        for callback in self.callbacks:
-            getattr(callback, moment, lambda trainer: None)(self)
+    def _call(self, moment: str) -> list[Any]:
+        """Call all callbacks; if one fails, save what was learnt before the exception goes on."""
+        try:
+            return [_moment(callback, moment)(self) for callback in self.callbacks]
+        except Exception:
+            self._save()
+            raise
+
+
+def _moment(callback: Callback, name: str) -> Callable[[Trainer], Any]:
+    return getattr(callback, name, getattr(Callback(), name))  # a callback need not be a Callback
 
 
 def train(
-    hp: Hyperparameters,
-    data: Dataset,
-    run_dir: str | Path | None = None,
-    resume: bool = True,
-    progress: bool = True,
-    callbacks: Sequence[Callback] = (),
-    init: MLP | None = None,
+    hp: Hyperparameters, data: Dataset, run_dir: str | Path | None = None, resume: bool = True, **options: Any
 ) -> TrainingRun:
     """Train a network as ``hp`` says on ``data.train``, validating on ``data.valid`` after each epoch.
 
     With ``run_dir`` everything is saved there as it comes, and the same call goes on where a broken-off one stopped
-    (``resume=False`` starts again). ``init`` gives the first weights. Ctrl-C ends the run after the present step and
-    returns it. Raises TrainingDiverged, and CheckpointError if ``run_dir`` belongs to another run.
+    (``resume=False`` starts again). Further options, by name:
+
+    - ``progress=True`` shows a bar in a terminal or a notebook, a line an epoch elsewhere; False is quiet;
+    - ``callbacks=()`` are told of each step and epoch (see ``Callback``);
+    - ``init=None`` is a network whose weights, and preprocessing with them, are the first;
+    - ``keep_best=1`` is how many models ``run_dir`` keeps: ``best.npz``, and the next best by their epochs, such as
+      ``best-epoch-0007.npz``;
+    - ``loss=None``: a function of (logits, labels) that returns (value, dlogits), to train by instead of
+      ``softmax_cross_entropy``, which measures validation in any case.
+
+    Ctrl-C ends the run after the present step and returns it. Raises TrainingDiverged, CheckpointError if ``run_dir``
+    belongs to another run or cannot be written, and what a callback raises; each has the run so far as ``error.run``.
     """
-    return Trainer(hp, data, run_dir=run_dir, resume=resume, progress=progress, callbacks=callbacks, init=init).run()
+    return Trainer(hp, data, run_dir, resume, **options).run()
+
+
+train.__signature__ = signature(Trainer).replace(return_annotation=TrainingRun)  # type: ignore[attr-defined] # for help
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What ``find_learning_rate`` found: ``rates`` (S,), and the smoothed training ``losses`` (S,) at them."""
+
+    rates: Array
+    losses: Array
+
+    @property
+    def suggestion(self) -> float:
+        """A tenth of the rate at which the loss was lowest: the loss falls fast there, and far from diverging."""
+        return float(self.rates[self.losses.argmin()]) / 10
+
+
+def find_learning_rate(
+    hp: Hyperparameters, data: Dataset, low: float = 1e-5, high: float = 10.0, steps: int = 200
+) -> RangeTest:
+    """Train by ``hp``, but at a rate that grows from ``low`` to ``high`` in ``steps`` steps (Smith 2017).
+
+    Ends early where the loss, smoothed over about ten steps, is four times its best, or not finite.
+    """
+    if not 0 < low < high or steps < 2:
+        raise HyperparameterError(
+            f"low, high, steps: {low}, {high}, {steps}, but 0 < low < high, 1 < steps are needed."
+        )
+    rates, losses, mean = np.geomspace(low, high, steps), list[float](), 0.0
+
+    def watch(trainer: Trainer) -> None:
+        nonlocal mean
+        mean += 0.1 * (trainer.last_loss - mean)
+        losses.append(mean / (1 - 0.9**trainer.step))
+        if losses[-1] > 4 * min(losses) or trainer.step == steps:
+            trainer.stop("the range is tested")
+
+    trainer = Trainer(hp.replace(epochs=steps, patience=0), data, progress=False)
+    trainer.callbacks, trainer.learning_rate = [SimpleNamespace(on_step=watch)], lambda step: float(rates[step])
+    with suppress(TrainingDiverged):
+        trainer.run()
+    return RangeTest(rates[: len(losses)], np.array(losses))
 
 
 def load_run(run_dir: str | Path) -> TrainingRun:
@@ -369,56 +388,38 @@ def load_run(run_dir: str | Path) -> TrainingRun:
     return TrainingRun(load_model(directory.best), History(directory.read_history()), hp, run_dir=directory.path)
 
 
-def build_model(hp: Hyperparameters, data: Dataset) -> MLP:
-    """Return the untrained network that ``hp`` describes for ``data``, its preprocessing fitted on training images."""
+def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> MLP:
+    """Return the untrained network that ``hp`` describes for ``data``, its preprocessing fitted on training images.
+
+    With ``init`` it has a copy of that network's weights, and its preprocessing, whose axes the weights are made for.
+    Raises HyperparameterError if ``init`` is another network than ``hp`` and ``data`` need.
+    """
     images = data.train.images
     preprocessing = None
     if images.dtype == np.uint8:
-        preprocessing = _fitted(images, hp)
+        preprocessing = _fitted(images, hp) if init is None else init.preprocessing
     n_inputs = preprocessing.n_inputs if preprocessing else math.prod(images.shape[1:])
     sizes = (n_inputs, *hp.hidden_sizes, len(data.classes))
-    options = {"initialisation": hp.initialisation, "preprocessing": preprocessing, "classes": data.classes}
-    return MLP(sizes, hp.activation, seed=hp.seed, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"initialisation": hp.initialisation, "classes": data.classes, "seed": hp.seed}
+    model = MLP(sizes, hp.activation, preprocessing=preprocessing, **options)
+    if init is not None:
+        needed, given = ((m.layer_sizes, m.activation) for m in (model, init))
+        if needed != given:
+            raise HyperparameterError(f"init: its layers are {given}, but hp and data need {needed}.")
+        model.parameters = {name: p.astype(model.dtype) for name, p in init.parameters.items()}
+    return model
 
 
-_last_fit: list[tuple[Array, tuple[Any, ...], Preprocessing]] = []
+_last_fit: dict[tuple[Any, ...], Preprocessing] = {}
 
 
 def _fitted(images: Array, hp: Hyperparameters) -> Preprocessing:
-    """Fit the preprocessing, or take the last one if it was for the same images: whitening takes seconds."""
-    key = (hp.preprocessing, hp.components, hp.whitening_floor)
-    if _last_fit and _last_fit[0][0] is images and _last_fit[0][1] == key:
-        return _last_fit[0][2]
-    fitted = fit_preprocessing(hp.preprocessing, images, components=hp.components, floor=hp.whitening_floor)
-    _last_fit[:] = [(images, key, fitted)]
+    """Fit the preprocessing, or take the last one if it was for images of the same content: whitening takes seconds."""
+    content = zlib.crc32(np.ascontiguousarray(images).data)
+    key = (content, images.shape, hp.preprocessing, hp.components, hp.whitening_floor)
+    fitted = _last_fit.get(key)
+    if fitted is None:
+        fitted = fit_preprocessing(hp.preprocessing, images, components=hp.components, floor=hp.whitening_floor)
+    _last_fit.clear()
+    _last_fit[key] = fitted
     return fitted
-
-
-def _reporters(progress: bool) -> list[Callback]:
-    if not progress:
-        return []
-    return [ProgressBar() if sys.stderr.isatty() or in_notebook() else EpochLines()]
-
-
-def in_notebook() -> bool:
-    """Return whether this code runs in a notebook's kernel."""
-    ipython = sys.modules.get("IPython")  # a kernel has loaded it
-    return hasattr(ipython and ipython.get_ipython(), "kernel")
-
-
-@contextmanager
-def _interrupts(trainer: Trainer) -> Iterator[None]:
-    """Let Ctrl-C stop ``trainer`` after its present step; a second one interrupts at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        trainer.stop("interrupted")
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -7,21 +7,23 @@ each step, so that the notebook stays responsive. Names and limits of controls a
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from html import escape
 from typing import Any
 
 import ipywidgets as w  # type: ignore[import-untyped]
 import numpy as np
+from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 from nnlib import plots
 from nnlib.activations import ACTIVATIONS
+from nnlib.callbacks import Callback, in_notebook
 from nnlib.datasets import Dataset, Split
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.model import MLP, Array
-from nnlib.training import Callback, Trainer
+from nnlib.training import Trainer
 
 FIELDS = {f.name: f for f in fields(Hyperparameters)}
 PLAYED: tuple[str, ...] = ("hidden_sizes", "activation", "preprocessing", "learning_rate", "schedule")
@@ -36,13 +38,12 @@ def _in_words(error: Exception) -> str:
 
 
 def _picture(height: int) -> Any:
-    return w.Image(
-        layout=w.Layout(height=f"{height}px", max_width="100%", object_fit="contain", object_position="left")
-    )
+    fit = {"max_width": "100%", "object_fit": "contain", "object_position": "left"}
+    return w.Image(layout={"height": f"{height}px", **fit})
 
 
 def _row(controls: Any) -> Any:
-    return w.HBox([*controls], layout=w.Layout(flex_flow="row wrap"))
+    return w.HBox([*controls], layout={"flex_flow": "row wrap"})
 
 
 class Panel(w.VBox):  # type: ignore[misc]
@@ -176,23 +177,28 @@ def _control(name: str, value: Any) -> Any:
     return w.BoundedFloatText(min=low, max=high, step=1e-4, **look)
 
 
-@dataclass
-class _Live(Callback):
-    """One training as the playground shows it: ten points of its curves an epoch, and pictures as it goes."""
+class LivePlot(Callback):
+    """Loss and accuracy of a training as it goes, in a notebook: ``nnlib.train(..., callbacks=[nnlib.LivePlot()])``.
 
-    view: "Playground"
-    records: list[dict[str, float]] = field(default_factory=list)
-    noted: tuple[int, float, int] = (0, 0.0, 0)
-    drawn: float = 0.0
+    The picture is renewed in its place, with ten points of the curves an epoch; a plain image of it stays at the end.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+        self.noted, self.drawn = (0, 0.0, 0), 0.0
+        self.picture, self.handle = _picture(360), None
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.records[:] = trainer.history  # of a run that goes on
+        if in_notebook():
+            self.draw(trainer)
+            self.handle = display(self.picture, display_id=True)  # type: ignore[no-untyped-call]
 
     def on_step(self, trainer: Trainer) -> None:
         if trainer.step % max(trainer.steps_per_epoch // 10, 1) == 0:
             self._note(trainer)
         if time.monotonic() - self.drawn > FRAME:
             self.draw(trainer)
-        self.view.going.wait()
-        if self.view.stopping.is_set():
-            trainer.stop("stopped")
 
     def _note(self, trainer: Trainer) -> None:
         """Record loss and accuracy on the training images since the last time."""
@@ -208,6 +214,32 @@ class _Live(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         self.draw(trainer)
+        if self.handle:
+            self.handle.update(Image(self.picture.value, alt="Loss and accuracy by epoch"))
+            self.picture.close()
+
+    def draw(self, trainer: Trainer) -> None:
+        """Renew the picture."""
+        if in_notebook():
+            self.picture.value = plots.png(plots.history(self.records))
+        self.drawn = time.monotonic()
+
+
+class _Live(LivePlot):
+    """One training as the playground shows it: with the first layer's weights, and buttons to pause and stop."""
+
+    def __init__(self, view: "Playground") -> None:
+        super().__init__()
+        self.view = view
+
+    def on_start(self, trainer: Trainer) -> None:
+        pass
+
+    def on_step(self, trainer: Trainer) -> None:
+        super().on_step(trainer)
+        self.view.going.wait()
+        if self.view.stopping.is_set():
+            trainer.stop("stopped")
 
     def draw(self, trainer: Trainer) -> None:
         self.drawn = time.monotonic()

@@ -56,6 +56,23 @@ def test_a_folded_model_survives_too(tmp_path):
     np.testing.assert_array_equal(loaded.predict_logits(IMAGES), model.predict_logits(IMAGES))
 
 
+@pytest.mark.parametrize("kind", ["scale", "standardise", "whiten", "zca"])
+def test_a_model_saved_folded_takes_raw_pixels_and_nothing_else(tmp_path, kind):
+    model = trained(kind, sizes=(16 if kind == "whiten" else 48, 12, 8, 4))
+    loaded = nnlib.load_model(nnlib.save_model(model, tmp_path / "m.npz", fold=True))
+    np.testing.assert_allclose(loaded.predict_proba(IMAGES), model.predict_proba(IMAGES), atol=1e-4)
+    raw = IMAGES.reshape(60, 48).astype(np.float32)
+    np.testing.assert_allclose(loaded.forward(raw), model.predict_logits(IMAGES), atol=1e-4)
+    assert model.layer_sizes[0] == (16 if kind == "whiten" else 48) and "folded" not in model.info
+
+
+def test_what_float16_costs_is_measured_in_one_line(tmp_path):
+    model, split = trained("standardise", sizes=(48, 60, 60, 4)), nnlib.Split(IMAGES, np.arange(60) % 4)
+    half = nnlib.load_model(nnlib.save_model(model, tmp_path / "m16.npz", storage="float16"))
+    whole, rounded = nnlib.evaluate(model, split), nnlib.evaluate(half, split)
+    assert 0 < abs(rounded.loss - whole.loss) < 0.01 and abs(rounded.accuracy - whole.accuracy) <= 1 / 60
+
+
 def test_float16_halves_the_file_and_rounds_to_three_digits(tmp_path):
     model = trained("standardise", sizes=(48, 60, 60, 4))
     whole = nnlib.save_model(model, tmp_path / "m32.npz")
@@ -203,7 +220,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         file.write(b"new")
         raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(
+        nnlib.CheckpointError, match=r"a\.txt: it cannot be written \(no space.*Make room, or name another"
+    ):
         write_atomically(path, fail)
     assert path.read_text(encoding="utf-8") == "old ½" and list(tmp_path.iterdir()) == [path]
 

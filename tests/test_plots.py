@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 import nnlib
 from nnlib import plots
 from nnlib.search import SearchResults, Trial
+from nnlib.training import RangeTest
 
 CLASSES = ("cat", "dog", "frog")
 
@@ -32,6 +33,15 @@ def make_data() -> nnlib.Dataset:
 def make_history(n: int = 4, shift: float = 0.0) -> list[dict[str, float]]:
     names = ("train_loss", "valid_loss", "train_accuracy", "valid_accuracy")
     return [{"epoch": e, **dict.fromkeys(names, 1 / e + shift)} for e in range(1, n + 1)]
+
+
+def make_diagnostics() -> list[dict[str, float]]:
+    names = ("gradient_norm_1", "gradient_norm_2", "weight_norm_1", "update_ratio_1", "dead_1")
+    return [{"epoch": e} | dict.fromkeys(names if e > 1 else (), 0.1 / e) for e in (1, 2, 3)]
+
+
+def make_range_test() -> RangeTest:
+    return RangeTest(np.geomspace(1e-3, 1, 4), np.array([2.0, 1.0, 1.5, 4.0]))
 
 
 def make_model() -> nnlib.MLP:
@@ -90,6 +100,8 @@ FIGURES = {
         {"l2": {"0": make_history()}, "momentum": {"0.9": make_history()}}
     ),
     "calibration": lambda: plots.calibration(np.array([0.1, 0.5, 1.0, 1.0]), np.array([0, 1, 1, 0])),
+    "diagnostics": lambda: plots.diagnostics(make_diagnostics()),
+    "learning_rate_test": lambda: plots.learning_rate_test(make_range_test()),
     "search_heatmap": lambda: plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes"),
     "search_strips": lambda: plots.search_strips(make_table(), ["learning_rate", "hidden_sizes"]),
 }
@@ -255,3 +267,22 @@ plots.show(figure)"""
     assert 800 < named["metadata"]["image/png"]["width"] < 950
     assert plain["metadata"]["image/png"]["alt"] == "What a unit passes on; What it lets back through"
     assert [path.name for path in sorted(Path(tmp_path).iterdir())] == ["relu.png", "relu.svg"]
+
+
+def test_diagnostics_show_every_layer_and_a_guide_at_a_thousandth():
+    axes = plots.diagnostics(make_diagnostics()).axes
+    lines = [[line for line in ax.lines if line.get_label() != "_"] for ax in axes]
+    assert [[line.get_label() for line in shown] for shown in lines] == [
+        ["layer 1", "layer 2"],
+        ["layer 1"],
+        ["layer 1"],
+        ["layer 1"],
+    ]
+    np.testing.assert_allclose(lines[0][0].get_ydata(), [np.nan, 0.05, 0.1 / 3])
+    assert axes[2].lines[-1].get_ydata()[0] == 1e-3
+
+
+def test_the_range_test_marks_its_suggestion():
+    ax = plots.learning_rate_test(make_range_test()).axes[0]
+    assert ax.get_xscale() == "log" and ax.lines[1].get_xdata()[0] == pytest.approx(0.001)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [2, 1, 1.5, 4])

@@ -9,7 +9,7 @@ import nnlib
 from nnlib.preprocessing import augment, fit_preprocessing
 from nnlib.training import build_model
 
-KINDS = ("scale", "standardise", "whiten")
+KINDS = ("scale", "standardise", "whiten", "zca")
 
 
 def pictures(n: int = 300, seed: int = 0, shape: tuple[int, ...] = (3, 4, 5)) -> np.ndarray:
@@ -52,6 +52,21 @@ def test_whitening_makes_inputs_uncorrelated(floor):
     e = np.linalg.eigvalsh(np.cov(flat.T, bias=True))[::-1]  # by another library, largest first
     np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(x.T @ x / len(x), np.diag(e / (e + floor * e.mean())), atol=2e-4)
+
+
+@pytest.mark.parametrize("floor", [0, 0.1])
+def test_zca_is_whitening_turned_back_so_that_inputs_stay_at_their_pixels(floor):
+    images = pictures()
+    pca, zca = (fit_preprocessing(kind, images, floor=floor) for kind in ("whiten", "zca"))
+    flat = images.reshape(len(images), -1) / 255
+    e, V = np.linalg.eigh(np.cov(flat.T, bias=True))
+    expected = (flat - flat.mean(axis=0)) @ V / np.sqrt(e + floor * e.mean()) @ V.T
+    x = zca.transform(images)
+    np.testing.assert_allclose(x, expected, atol=2e-3)
+    np.testing.assert_allclose(zca.matrix, zca.matrix.T, atol=1e-4 * abs(zca.matrix).max())
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), np.linalg.norm(pca.transform(images), axis=1), rtol=1e-3)
+    few = fit_preprocessing("zca", images, floor=floor, components=7)
+    assert few.n_inputs == 60 and np.linalg.matrix_rank(few.matrix, tol=1e-3) == 7
 
 
 def test_components_are_the_first_columns():

@@ -1,26 +1,32 @@
 """Training: what it computes, what it keeps, and that a run broken off anywhere ends as if it never had been."""
 
+import inspect
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 import nnlib
-from nnlib.checkpoints import read_arrays
+from nnlib.callbacks import Callback, layer_health
+from nnlib.checkpoints import read_arrays, write_arrays
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP
 from nnlib.optimizers import SGD
 from nnlib.preprocessing import augment, fit_preprocessing
-from nnlib.rundir import RunDirectory
+from nnlib.rundir import RunDirectory, _commit
 from nnlib.schedules import make_schedule
-from nnlib.training import Callback, Trainer
+from nnlib.training import Trainer
 
 
 def pictures(n: int, seed: int) -> nnlib.Dataset:
@@ -235,11 +241,62 @@ def test_the_moving_average_is_what_is_validated_and_kept():
     assert raw["train_loss"] == averaged["train_loss"] and raw["valid_loss"] != averaged["valid_loss"]
 
 
-def test_fine_tuning_starts_from_the_given_weights():
-    first = train()
-    again = train(PLAIN.replace(learning_rate=0, seed=9), DATA, init=first.model)
+def test_fine_tuning_starts_from_the_given_weights_and_their_preprocessing():
+    hp = PLAIN.replace(preprocessing="whiten", components=20)
+    first = train(hp)
+    again = train(hp.replace(learning_rate=0, seed=9), pictures(120, 1), init=first.model)
     for name, p in first.model.parameters.items():
         np.testing.assert_array_equal(again.model.parameters[name], p)
+        assert again.model.parameters[name] is not p
+    np.testing.assert_array_equal(
+        again.model.predict_logits(DATA.test.images), first.model.predict_logits(DATA.test.images)
+    )
+
+
+def test_fine_tuning_refuses_another_network():
+    four = nnlib.Dataset.from_arrays(DATA.train.images, np.arange(100) % 4)
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^init: .*\(48, 8, 3\).*, but hp and data need .*\(48, 8, 4\)"
+    ):
+        train(PLAIN, four, init=train().model)
+    with pytest.raises(nnlib.HyperparameterError, match=r"^init: .*leaky_relu.*tanh"):
+        train(PLAIN.replace(activation="tanh"), DATA, init=train().model)
+
+
+def test_fine_tuning_is_resumed_only_from_the_same_weights(tmp_path):
+    model = train(PLAIN.replace(seed=9)).model
+    whole = train(PLAIN, DATA, init=model)
+    train(PLAIN, DATA, At(10, stop), init=model, run_dir=tmp_path)
+    for init in (None, train().model):
+        with pytest.raises(nnlib.CheckpointError, match=r"it began with other weights \(init=...\)"):
+            train(PLAIN, DATA, init=init, run_dir=tmp_path)
+    assert same(train(PLAIN, DATA, init=model, run_dir=tmp_path), whole)
+
+
+def test_a_loss_of_ones_own_is_trained_by_and_validation_stays_cross_entropy():
+    asked = []
+
+    def only_the_first_class_counts(logits, labels):
+        asked.append(len(labels))
+        return softmax_cross_entropy(logits, labels, class_weights=np.array([1, 1e-9, 1e-9]))
+
+    data = DATA.subset(99)
+    run = train(PLAIN.replace(epochs=10), data, loss=only_the_first_class_counts)
+    assert len(asked) == 70 and nnlib.evaluate(run.model, DATA.train).per_class["a"] == 1
+    assert run.best["valid_loss"] == pytest.approx(nnlib.evaluate(run.model, data.valid).loss, rel=1e-6)
+    smooth = PLAIN.replace(label_smoothing=0.1)
+    assert same(train(PLAIN, DATA, loss=partial(softmax_cross_entropy, label_smoothing=0.1)), train(smooth))
+
+
+def test_images_edited_in_place_are_preprocessed_anew():
+    images = DATA.train.images.copy()
+    data = nnlib.Dataset(nnlib.Split(images, DATA.train.labels), DATA.valid, DATA.test, DATA.classes, "x")
+    before = Trainer(PLAIN, data).model.preprocessing
+    assert Trainer(PLAIN.replace(seed=8), data).model.preprocessing is before  # kept, for it takes seconds
+    images //= 2
+    after = Trainer(PLAIN, data).model.preprocessing
+    np.testing.assert_array_equal(after.scale, fit_preprocessing("standardise", images).scale)
+    assert (after.scale != before.scale).all()
 
 
 def test_the_exported_model_takes_raw_images_and_predicts_the_same():
@@ -352,6 +409,50 @@ def test_falling_back_does_not_put_the_damaged_state_in_the_place_of_the_good_on
     assert "parameters.W1" in good and not (tmp_path / "last.npz").exists()
 
 
+@pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(b""), Path.unlink])
+@pytest.mark.parametrize("hp", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_a_damaged_best_model_is_written_again_from_the_state(tmp_path, harm, hp):
+    hp = hp.replace(learning_rate=0.3, epochs=12)
+    whole = train(hp, run_dir=tmp_path / "whole")
+    train(hp, DATA, At(7 * whole.best_epoch + 10, stop), run_dir=tmp_path / "parts")  # the best is not the last
+    harm(tmp_path / "parts" / "best.npz")
+    assert same(train(hp, run_dir=tmp_path / "parts"), whole)
+    assert on_disk(tmp_path / "parts") == on_disk(tmp_path / "whole")
+
+
+def test_a_best_model_from_the_future_of_another_schedule_is_not_kept(tmp_path):
+    hp = PLAIN.replace(schedule="cosine", epochs=4)
+    train(hp, DATA, At(10, stop), run_dir=tmp_path / "cut")
+    train(hp, run_dir=tmp_path / "whole")
+    (tmp_path / "cut" / "best.npz").write_bytes(
+        (tmp_path / "whole" / "best.npz").read_bytes()
+    )  # killed before last.npz
+    run = train(hp.replace(epochs=9, learning_rate=0.05), DATA, At(12, stop), run_dir=tmp_path / "cut")
+    assert run.best_epoch == 1 and nnlib.load_run(tmp_path / "cut").model.info["best"]["epoch"] == 1
+    assert same(nnlib.load_run(tmp_path / "cut"), run)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda a: a.update({"parameters.W1": np.zeros((48, 9), np.float32)}),
+            r"parameters\.W1 .* \(48, 8\), found .*9",
+        ),
+        (lambda a: a.update({"velocity.b2": np.zeros(1, np.float32)}), r"velocity\.b2 .* \(3,\), found float32 \(1,\)"),
+        (lambda a: a.pop("velocity.W2"), r"velocity\.W2 .* found nothing"),
+        (lambda a: a.pop("best.W2"), r"best\.W2 .* found nothing"),
+    ],
+)
+def test_a_state_of_another_shape_is_refused(tmp_path, change, words):
+    train(EVERYTHING.replace(preprocessing="scale"), DATA, At(17, stop), run_dir=tmp_path)
+    arrays, meta = read_arrays(tmp_path / "last.npz")
+    change(arrays)
+    write_arrays(tmp_path / "last.npz", arrays, meta)
+    with pytest.raises(nnlib.CheckpointError, match=words):
+        train(EVERYTHING.replace(preprocessing="scale"), run_dir=tmp_path)
+
+
 def test_both_states_damaged_are_refused(tmp_path):
     train(run_dir=tmp_path)
     damage(tmp_path / "last.npz")
@@ -375,8 +476,10 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    words = r"last\.npz: it cannot be written \(No space left on device\)\. Make room, or name another place"
+    with monkeypatch.context() as patch, pytest.raises(nnlib.CheckpointError, match=words) as raised:
         train(PLAIN, DATA, At(10, lambda trainer: patch.setattr(np, "savez", full)), run_dir=tmp_path)
+    assert len(raised.value.run.history) == 2  # in memory nothing is lost at all
     assert same(train(run_dir=tmp_path), train())
 
 
@@ -467,6 +570,56 @@ def test_a_folder_in_use_is_refused(tmp_path):
     train(run_dir=tmp_path)
 
 
+# The best models.
+
+
+@pytest.mark.parametrize("select_by", ["valid_accuracy", "valid_loss"])
+def test_the_n_best_models_are_kept_and_no_others(tmp_path, select_by):
+    hp = PLAIN.replace(epochs=12, learning_rate=0.3, hidden_sizes=(32,), select_by=select_by)
+    run = train(hp, run_dir=tmp_path / "whole", keep_best=3)
+    sign = 1 if select_by == "valid_loss" else -1
+    ranked = sorted(run.history, key=lambda record: sign * record[select_by])[:3]
+    names = ["best.npz", *(f"best-epoch-{record['epoch']:04d}.npz" for record in ranked[1:])]
+    assert {path.name for path in (tmp_path / "whole").glob("*.npz")} == {*names, "last.npz", "previous.npz"}
+    for name, record in zip(names, ranked, strict=True):
+        model = nnlib.load_model(tmp_path / "whole" / name)
+        assert nnlib.evaluate(model, DATA.valid).loss == record["valid_loss"] and model.info["best"] == record
+    for step in (10, 25, 49, 50, 70):
+        train(hp, DATA, At(step, stop), run_dir=tmp_path / "parts", keep_best=3)
+    train(hp, run_dir=tmp_path / "parts", keep_best=3)
+    for name in names:
+        whole, parts = (read_arrays(tmp_path / folder / name)[0] for folder in ("whole", "parts"))
+        assert all(whole[n].tobytes() == parts[n].tobytes() for n in whole)
+    train(hp, run_dir=tmp_path / "parts")
+    assert [path.name for path in (tmp_path / "parts").glob("best*")] == ["best.npz"]
+
+
+def test_more_than_one_best_model_needs_a_folder():
+    for n in (0, 2):
+        with pytest.raises(nnlib.HyperparameterError, match=f"^keep_best: {n} is not allowed"):
+            train(PLAIN, DATA, keep_best=n)
+
+
+def test_the_models_know_the_weights_that_the_run_began_with(tmp_path):
+    run = train(run_dir=tmp_path)
+    first = Trainer(PLAIN, DATA).model.parameters
+    for model in (run.model, nnlib.load_run(tmp_path).model, run.model.astype(np.float64)):
+        for name, p in model.initial_parameters().items():
+            np.testing.assert_array_equal(p.astype(np.float32), first[name])
+    run.model.seed = 4
+    with pytest.raises(nnlib.CheckpointError, match="seed 4 does not give the weights that the run began with"):
+        run.model.initial_parameters()
+    tuned = train(PLAIN.replace(seed=5), DATA, init=train().model)
+    with pytest.raises(nnlib.CheckpointError, match=r"init=\.\.\."):
+        tuned.model.initial_parameters()
+
+
+def test_folded_models_do_not_pretend_to_know_their_first_weights(tmp_path):
+    path = nnlib.save_model(train().model, tmp_path / "m.npz", fold=True)
+    with pytest.raises(nnlib.CheckpointError, match="folding changed the first layer"):
+        nnlib.load_model(path).initial_parameters()
+
+
 # What stops a run.
 
 
@@ -483,6 +636,65 @@ def test_divergence_names_step_layer_and_rate_and_keeps_what_was_finite(tmp_path
     state, _ = read_arrays(tmp_path / "last.npz")
     assert all(np.isfinite(a).all() for a in state.values())
     assert same(train(run_dir=tmp_path), train())  # without the accident
+
+
+def test_divergence_names_the_layer_whose_activations_overflow_and_brings_the_run():
+    def grow(trainer):
+        trainer.model.parameters["W2"][:] = 1e38
+
+    hp = PLAIN.replace(hidden_sizes=(8, 8, 8), activation="leaky_relu")
+    with pytest.raises(nnlib.TrainingDiverged, match="the activations of layer 2 overflow") as raised:
+        train(hp, DATA, At(10, grow))
+    run = raised.value.run
+    assert len(run.history) == 1 and nnlib.evaluate(run.model, DATA.valid).loss == run.best["valid_loss"]
+
+    def grow_last(trainer):
+        trainer.model.parameters["W4"][:] = 3e38
+
+    with pytest.raises(nnlib.TrainingDiverged, match=r"the logits \(layer 4\) overflow"):
+        train(hp, DATA, At(10, grow_last))
+
+
+def kill_units(trainer):
+    trainer.model.parameters["b1"][:] = -1000
+
+
+def saturate(trainer):
+    trainer.model.parameters["W2"] *= 1000
+
+
+def grow_all(trainer):
+    for p in trainer.model.parameters.values():
+        p *= 50
+
+
+def explode(trainer):
+    trainer.model.parameters["W1"] *= 1000
+
+
+@pytest.mark.parametrize(
+    "activation, harm, words",
+    [
+        ("relu", kill_units, "layer 1 is dead: no image moves 100% of its units"),
+        ("tanh", saturate, "layer 2 is saturated: "),
+        ("sigmoid", explode, "the weights W1 explode: they are 1000 times as long as at first"),
+        ("leaky_relu", grow_all, "the outputs are saturated: certain of "),
+    ],
+)
+def test_what_is_wrong_is_said_once_in_words(tmp_path, capsys, activation, harm, words):
+    hp = PLAIN.replace(hidden_sizes=(16, 16), activation=activation, learning_rate=1e-9, epochs=4)
+    run = nnlib.train(hp, DATA, tmp_path, callbacks=[At(10, harm), At(16, stop)])
+    assert [text for text in run.warnings if text.startswith(f"epoch 2: {words}")], run.warnings
+    run = nnlib.train(hp, DATA, tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert capsys.readouterr().out.count(words) == 1 == log.count(words)
+    assert "Try a smaller learning rate." in run.warnings[0]
+
+
+@pytest.mark.parametrize("activation", sorted(nnlib.ACTIVATIONS))
+def test_healthy_networks_are_not_warned_of(activation):
+    assert train(PLAIN.replace(activation=activation, epochs=6)).warnings == ()
+    assert train(EVERYTHING.replace(activation=activation)).warnings == ()
 
 
 def test_a_rate_far_too_high_diverges():
@@ -595,19 +807,124 @@ def test_callbacks_are_called_in_order():
     assert log.moments == ["start", 1, 2, "epoch 1 1", 3, 4, "epoch 2 2", "end"]
 
 
-@pytest.mark.parametrize("moment", ["on_start", "on_step", "on_epoch", "on_end"])
-def test_an_exception_in_a_callback_loses_nothing_that_was_saved(tmp_path, moment):
-    log = Log()
+@pytest.mark.parametrize("moment", ["on_start", "on_step", "measure", "on_epoch", "on_end"])
+@pytest.mark.parametrize("folder", [True, False])
+def test_an_exception_in_a_callback_does_not_lose_the_run(tmp_path, moment, folder):
+    log, other = Log(), Log()
 
     def fail(trainer):
         if moment in ("on_start", "on_end") or trainer.step == 14:
             raise ZeroDivisionError
 
     setattr(log, moment, fail)
-    with pytest.raises(ZeroDivisionError):
-        train(PLAIN, DATA, log, run_dir=tmp_path)
-    assert moment == "on_end" or log.moments[-1] == "end"
-    assert same(train(run_dir=tmp_path), train())
+    with pytest.raises(ZeroDivisionError) as raised:
+        train(PLAIN, DATA, other, log, run_dir=tmp_path if folder else None)
+    run = raised.value.run
+    assert len(run.history) == {"on_start": 0, "on_step": 1, "measure": 1, "on_epoch": 2, "on_end": 3}[moment]
+    assert not run.history or nnlib.evaluate(run.model, DATA.valid).loss == run.best["valid_loss"]
+    assert other.moments[-1] == "end" and (moment == "on_end" or log.moments[-1] == "end")
+    if folder:
+        assert read_arrays(tmp_path / "last.npz")[1]["step"] == {"on_start": 0, "on_end": 21}.get(moment, 14)
+        assert same(train(run_dir=tmp_path), train())
+
+
+def test_a_callback_needs_only_the_methods_that_it_uses():
+    steps = []
+    train(PLAIN, DATA, SimpleNamespace(on_step=lambda trainer: steps.append(trainer.step)))
+    assert steps == list(range(1, 22))
+
+
+# Numbers about every layer.
+
+
+def test_diagnostics_are_those_of_a_naive_computation(tmp_path):
+    hp, kept = PLAIN.replace(hidden_sizes=(8, 6), activation="relu", l2=0.1, batch_size=30), {}
+
+    class Keep(Callback):
+        def on_step(self, trainer):
+            kept[trainer.step] = {n: p.astype(float) for n, p in trainer.model.parameters.items()}
+
+    run = train(hp, DATA, Keep(), nnlib.Diagnostics(), run_dir=tmp_path)
+    model = Trainer(hp, DATA).model.astype(np.float64)
+    for record in run.history:
+        p, before = kept[record["step"]], kept[record["step"] - 1]
+        model.parameters = p
+        x = model.inputs(DATA.train.images[:30])
+        _, gradients = model.loss_and_gradients(x, DATA.train.labels[:30], 0.1)
+        for layer in (1, 2, 3):
+            W = p[f"W{layer}"]
+            assert record[f"weight_norm_{layer}"] == pytest.approx(np.sqrt((W**2).sum()), rel=1e-5)
+            assert record[f"gradient_norm_{layer}"] == pytest.approx(np.linalg.norm(gradients[f"W{layer}"]), rel=1e-4)
+            ratio = np.linalg.norm(W - before[f"W{layer}"]) / np.linalg.norm(W)
+            assert record[f"update_ratio_{layer}"] == pytest.approx(ratio, rel=1e-2) and ratio > 0
+        z = model.inputs(DATA.valid.images) @ p["W1"] + p["b1"]
+        assert record["dead_1"] == (z <= 0).all(axis=0).mean()
+        assert "dead_2" in record and "dead_3" not in record
+    assert nnlib.load_run(tmp_path).history == run.history
+
+
+@pytest.mark.parametrize("size", [16, 100])  # seven steps an epoch, and one
+def test_diagnostics_change_nothing_and_survive_a_resume(tmp_path, size):
+    hp = EVERYTHING.replace(batch_size=size, epochs=4, warmup_steps=2)
+    whole = train(hp, DATA, nnlib.Diagnostics())
+    names = set(train(hp).history[0])
+    for record, plain in zip(timeless(whole.history), timeless(train(hp).history), strict=True):
+        assert {n: v for n, v in record.items() if n in names} == plain
+        assert all(np.isfinite(v) for v in record.values()) and record["update_ratio_1"] > 0
+    for step in range(1, 28, 3):
+        train(hp, DATA, nnlib.Diagnostics(), At(step, stop), run_dir=tmp_path)
+    assert same(train(hp, DATA, nnlib.Diagnostics(), run_dir=tmp_path), whole)
+
+
+def test_diagnostics_may_be_switched_on_later(tmp_path):
+    train(PLAIN, DATA, At(8, stop), run_dir=tmp_path)
+    run = train(PLAIN, DATA, nnlib.Diagnostics(), run_dir=tmp_path)
+    loaded = nnlib.load_run(tmp_path)
+    assert math.isnan(loaded.history[0]["dead_1"]) and loaded.history[1:] == run.history[1:]
+
+
+def test_dead_and_saturated_are_told_apart():
+    model = MLP((2, 4, 4, 2), ("relu", "tanh"))
+    x = np.random.default_rng(0).uniform(0.1, 1, (50, 2)).astype(np.float32)
+    p = model.parameters
+    p["W1"][:] = [[1, -1, 1, -1]] * 2  # two units that no positive input moves
+    p["W2"][:] = [[100, 0, 0, 0]] + [[0] * 4] * 3  # one unit in four is saturated
+    assert layer_health(model, x) == [(0.5, 0.0), (0.25, 0.25)]
+
+
+def test_the_range_test_finds_where_the_loss_falls_and_where_it_explodes():
+    data = pictures(900, 0)
+    hp = PLAIN.replace(hidden_sizes=(16,), schedule="cosine", warmup_steps=9)
+    found = nnlib.find_learning_rate(hp, data, 1e-4, 1000.0, steps=120)
+    assert len(found.rates) == len(found.losses) < 120  # the end is cut off
+    np.testing.assert_allclose(found.rates[1:] / found.rates[:-1], 1e7 ** (1 / 119))
+    lowest = found.losses.min()
+    assert found.losses[0] == pytest.approx(math.log(3), abs=0.5) and lowest < found.losses[0] - 0.2
+    assert (found.losses[:-1] <= 4 * np.minimum.accumulate(found.losses)[:-1]).all() and found.losses[-1] > 2 * lowest
+    assert found.suggestion == found.rates[found.losses.argmin()] / 10
+    good, bad = (train(hp.replace(learning_rate=r), data) for r in (found.suggestion, found.suggestion / 100))
+    assert good.best["valid_loss"] < bad.best["valid_loss"]
+    again = nnlib.find_learning_rate(hp, data, 1e-4, 1000.0, steps=120)
+    np.testing.assert_array_equal(again.losses, found.losses)
+
+
+def test_the_range_test_smooths_by_hand():
+    losses = []
+
+    found = nnlib.find_learning_rate(PLAIN, DATA, 1e-9, 2e-9, steps=3)  # the weights hardly move
+    trainer = Trainer(
+        PLAIN, DATA, progress=False, callbacks=[SimpleNamespace(on_step=lambda t: losses.append(t.last_loss))]
+    )
+    trainer.learning_rate = lambda step: 1e-9
+    trainer.run(until=1)
+    a, b, c = losses[:3]
+    np.testing.assert_allclose(found.losses, [a, (0.9 * a + b) / 1.9, (0.81 * a + 0.9 * b + c) / 2.71], rtol=1e-5)
+
+
+@pytest.mark.parametrize("low, high, steps", [(0, 1, 9), (1, 1, 9), (2, 1, 9), (0.1, 1, 1)])
+def test_the_range_test_refuses_an_empty_range(low, high, steps):
+    with pytest.raises(nnlib.HyperparameterError, match=r"^low, high, steps: "):
+        nnlib.find_learning_rate(PLAIN, DATA, low, high, steps)
 
 
 def test_a_callback_may_stop_at_an_epoch():
@@ -633,6 +950,12 @@ def test_the_folder_of_a_run(tmp_path):
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["fingerprint"] == DATA.fingerprint and environment["numpy"] == np.__version__
     assert environment["images"] == {"train": 100, "valid": 25, "test": 25}
+    assert {"nnlib", "python", "scipy", "platform", "cores"} <= set(environment) and environment["cpu"]
+    with threadpool_limits(1):
+        Trainer(PLAIN, DATA, tmp_path, progress=False).run()
+    (blas, *_) = json.loads((tmp_path / "environment.json").read_text())["blas"]
+    assert blas["num_threads"] == 1 and blas["internal_api"] and blas["version"]
+    assert not re.search(r"(?<![\w.$/])/\w+/", (tmp_path / "environment.json").read_text())  # no path of this machine
     loaded = nnlib.load_run(tmp_path)
     assert same(loaded, run) and loaded.history == run.history and loaded.best_epoch == run.best_epoch
     assert loaded.hyperparameters == PLAIN and loaded.run_dir == run.run_dir == tmp_path
@@ -640,6 +963,29 @@ def test_the_folder_of_a_run(tmp_path):
     assert loaded.model.info["best"] == run.best and loaded.model.info["hyperparameters"] == PLAIN.to_dict()
     for name, p in Trainer(PLAIN, DATA).model.parameters.items():  # "before" is of the same network as "after"
         np.testing.assert_array_equal(loaded.model.initial_parameters()[name], p)
+
+
+def test_the_commit_is_told_where_there_is_one(tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    assert _commit(tmp_path) is None
+    try:
+        subprocess.run([*git, "init", "-q"], check=True)
+    except FileNotFoundError:
+        pytest.skip("no git here")
+    assert _commit(tmp_path) is None
+    (tmp_path / "a").write_text("1")
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert _commit(tmp_path) == head
+    (tmp_path / "a").write_text("2")
+    assert _commit(tmp_path) == f"{head}-dirty"
+
+
+def test_help_names_every_option_of_train():
+    names = list(inspect.signature(nnlib.train).parameters)
+    assert names[:7] == ["hp", "data", "run_dir", "resume", "progress", "callbacks", "init"]
+    assert all(f"``{name}" in nnlib.train.__doc__ for name in names[2:] if name != "data")
 
 
 def test_load_run_refuses_what_is_no_run(tmp_path):

@@ -5,9 +5,11 @@ import sys
 import threading
 import time
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from nbclient import NotebookClient
 
 import nnlib
 from nnlib import plots, widgets
@@ -289,3 +291,37 @@ def test_playground_takes_arrays_that_are_no_images():
     playground.thread.join(20)
     assert not playground.message.value
     assert len(playground.runs) == 1
+
+
+LIVE = """
+import numpy as np, nnlib
+rng = np.random.default_rng(0)
+data = nnlib.Dataset.from_arrays(rng.integers(0, 256, (60, 3, 4, 4), dtype=np.uint8), np.arange(60) % 3)
+live = nnlib.LivePlot()
+pictures = set()
+class Watch(nnlib.Callback):
+    def on_epoch(self, trainer):
+        live.drawn = 0  # as if time had gone by
+        pictures.add(live.picture.value)
+hp = nnlib.Hyperparameters(hidden_sizes=(4,), batch_size=8, epochs=3)
+run = nnlib.train(hp, data, progress=False, callbacks=[live, Watch()])
+"""
+
+
+def test_the_live_plot_is_drawn_anew_in_its_place_and_leaves_a_plain_picture():
+    cells = [LIVE, "print(len(pictures), len(live.records) > 20)"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=60, kernel_name="python3", store_widget_state=False).execute()
+    (output,) = notebook.cells[0].outputs  # one display, whatever was drawn on the way
+    assert set(output["data"]) == {"image/png", "text/plain"} and output["metadata"]["image/png"]["alt"]
+    assert output["data"]["image/png"].startswith("iVBORw0KGgo")
+    assert notebook.cells[1].outputs[0]["text"] == "3 True\n"
+
+
+def test_the_live_plot_draws_nothing_outside_of_notebooks(data, capsys):
+    live = nnlib.LivePlot()
+    hp = Hyperparameters(hidden_sizes=(8,), epochs=1, batch_size=20)
+    run = nnlib.train(hp, data, progress=False, callbacks=[live])
+    assert len(run.history) == 1 and not live.picture.value and capsys.readouterr().out == ""
+    with pytest.raises(AttributeError, match="no attribute 'LivPlot'"):
+        _ = nnlib.LivPlot
