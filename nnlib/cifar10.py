@@ -231,7 +231,7 @@ def _read_batch(path: Path) -> tuple[Array, Array]:
     batch = _unpickle(path)
     data, labels = batch.get("data"), batch.get("labels")
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3072 or not len(data):
-        found = f"an array of shape {data.shape}" if isinstance(data, np.ndarray) else f"{type(data).__name__}"
+        found = getattr(data, "shape", type(data).__name__)
         raise _bad(path, f"has {found} under 'data' instead of an array of shape (N, 3072)")
     if not isinstance(labels, list) or len(labels) != len(data):
         found = f"{len(labels)} labels" if isinstance(labels, list) else "no list of labels"

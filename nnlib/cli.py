@@ -55,9 +55,7 @@ else:
 Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's)")]
 Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from.")]
 Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
-DataName = Annotated[
-    Literal["auto", "cifar10", "standin"], Parameter(help="auto: CIFAR-10, or the stand-in where it cannot be had.")
-]
+DataName = Literal["auto", "cifar10", "standin"]
 Flag = Annotated[bool, Parameter(negative=())]
 Model = Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")]
 
@@ -68,6 +66,7 @@ class DataOptions:
     """Which images to load.
 
     Args:
+        data: auto: CIFAR-10, or the stand-in where it cannot be had.
         train_images: Use only so many of the training images.
     """
 
@@ -154,10 +153,8 @@ def visualize(model: Model, /, *, output: Path = Path("figures")) -> None:
 
     loaded = nnlib.load_model(model)
     before, after = loaded.initial_parameters(), loaded.parameters
-    figures = {
-        "weight_histograms": plots.weight_histograms(before, after),
-        "weight_heatmaps": plots.weight_heatmaps(before, after),
-    }
+    figures = {"weight_histograms": plots.weight_histograms(before, after)}
+    figures["weight_heatmaps"] = plots.weight_heatmaps(before, after)
     for name, parameters in {"initial": before, "trained": after}.items():
         filters = loaded.preprocessing.filters(parameters["W1"]) if loaded.preprocessing else parameters["W1"].T
         if filters.shape[1] == 3 * 32 * 32:  # a network for other data than CIFAR-10's shape has no such images
@@ -243,6 +240,7 @@ def report(
     Args:
         output: Folder for the page and its figures.
         notebooks: Only these, by number or name: 01,03.
+        data: auto: CIFAR-10, or the stand-in where it cannot be had.
         quick: Short runs, and their numbers.
         author: A name for the title page.
         hide_code: Leave the code out.
@@ -279,10 +277,8 @@ def verify(*, root: Root = None) -> int:
 def info(*, source: Source = None) -> None:
     """Say what the data set is: where it comes from, how many images, which classes."""
     data = _load(source)
-    print(f"source: {data.source}\nfingerprint: {data.fingerprint}")
-    for name in ("train", "valid", "test"):
-        print(f"{name}: {len(getattr(data, name).labels):,} images")
-    print(f"classes: {', '.join(data.classes)}")
+    print(f"source: {data.source}\nfingerprint: {data.fingerprint}\nclasses: {', '.join(data.classes)}")
+    print(f"train: {len(data.train):,} images\nvalid: {len(data.valid):,} images\ntest: {len(data.test):,} images")
 
 
 @data_app.command

@@ -10,7 +10,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellControlSignal, DeadKernelError
+from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
@@ -112,14 +112,12 @@ def _kernel_environment() -> dict[str, str]:
 
 
 def _explain(error: Exception, notebook: NotebookNode) -> str:
-    """Name the code cell and the error, in one line."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for number, cell in enumerate(code, start=1):
-        for output in cell.outputs:
-            if output.output_type == "error":
-                return f"cell {number}: {output.ename}: {output.evalue}"
-    done = sum(cell.execution_count is not None for cell in code)
-    return f"cell {done or 1}: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    """Name the last code cell that began, and the error, in one line."""
+    number = sum(cell.get("execution_count") is not None for cell in notebook.cells)
+    name, text = type(error).__name__, str(error).strip()
+    if isinstance(error, CellExecutionError):
+        name, text = error.ename, error.evalue
+    return f"cell {max(number, 1)}: {name}: {text}".splitlines()[0]
 
 
 def _clean(notebook: NotebookNode) -> None:

@@ -232,7 +232,7 @@ def histories(named: Mapping[str, Any], quantity: str = "valid_accuracy", top: i
     sign = 1 if what == "loss" else -1
     ranked = sorted(named, key=lambda name: np.fmin.reduce(sign * _column(named[name], quantity), initial=math.inf))
     for i, name in reversed([*enumerate(ranked)]):  # the best are drawn last, over the others
-        look = {"color": PALETTE[i], "label": name} if i < top else {"color": "0.8", "label": "_"}
+        look = {"color": PALETTE[i % 10], "label": name} if i < top else {"color": "0.8", "label": "_"}
         ax.plot(_column(named[name], "epoch"), _column(named[name], quantity), **look)
     _label_lines(ax)
     return figure

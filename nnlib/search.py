@@ -163,7 +163,7 @@ def search(
     with tempfile.TemporaryDirectory() as scratch, bar:
 
         def submit(trial: Trial, epochs: int) -> Future[Trial]:
-            done = known.get(_key(trial.settings))
+            done = next((t for t in known if t.settings == trial.settings), None)
             if done and len(done.history) >= epochs:
                 return InProcess().submit(_summarised, replace(trial, history=done.history[:epochs]), base.select_by)
             run_dir = Path(directory or scratch) / "trials" / f"{trial.number:04d}"
@@ -335,18 +335,14 @@ def _checked(space: Mapping[str, Any], base: Hyperparameters) -> dict[str, Any]:
     return checked
 
 
-def _key(settings: Settings) -> str:
-    return json.dumps(settings, sort_keys=True)
-
-
-def _known(directory: str | Path | None, results: SearchResults) -> dict[str, Trial]:
-    """Return the trials that an earlier call recorded in ``directory``, by their settings."""
+def _known(directory: str | Path | None, results: SearchResults) -> list[Trial]:
+    """Return the trials that an earlier call recorded in ``directory``."""
     if directory is None or not (Path(directory) / "results.json").exists():
-        return {}
+        return []
     earlier = load_results(directory)
     if (earlier.base, earlier.data) != (results.base, results.data):
         raise CheckpointError(f"{directory}: it holds a search with another base or data; name another directory.")
-    return {_key(t.settings): t for t in earlier.trials}
+    return earlier.trials
 
 
 def _so_far(results: SearchResults) -> str:
