@@ -11,6 +11,8 @@ if (
 os.environ["MPLBACKEND"] = "agg"  # no test opens a window
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"  # jupyter_core warns until this is chosen
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +27,25 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds cifar-10-batches-py: NNLIB_DATA_DIR, or a working copy from beside the checkout."""
+    if folder := os.environ.get("NNLIB_DATA_DIR"):
+        return Path(folder)
+    script = ROOT.parent / "shared" / "cifar10" / "unpack.py"
+    if not script.exists():
+        pytest.skip("the real images are not here: NNLIB_DATA_DIR names no folder with cifar-10-batches-py")
+    from filelock import FileLock
+
+    folder = tmp_path_factory.getbasetemp().parent / "cifar10"  # one for all workers
+    with FileLock(f"{folder}.lock"):
+        subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _no_figures_left() -> Iterator[None]:
     """Close what a test left open in pyplot, if anything loaded pyplot."""
     yield
-    import sys
-
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")

@@ -1,7 +1,5 @@
 """Every notebook runs from top to bottom: at small settings on the stand-in, and on the real images where they are."""
 
-import os
-
 import pytest
 
 from nnlib.notebooks import execute, find_notebooks
@@ -9,9 +7,9 @@ from nnlib.notebooks import execute, find_notebooks
 NOTEBOOKS = [path.stem for path in find_notebooks()]
 
 
-def _run(name: str, dataset: str, folder, **parameters) -> str:
+def _run(name: str, dataset: str, folder) -> str:
     env = {"NNLIB_FIGURES_DIR": str(folder / "figures"), "OPENBLAS_NUM_THREADS": "1"}
-    page = execute(find_notebooks(chosen=[name])[0], {"dataset": dataset, "quick": True} | parameters, env)
+    page = execute(find_notebooks(chosen=[name])[0], {"dataset": dataset, "quick": True}, env)
     assert page.error is None, page.error
     figures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert figures and all(stem.startswith(name[:2]) for stem in figures)
@@ -25,8 +23,7 @@ def test_runs_on_the_stand_in_and_says_so(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_on_the_real_images(name, tmp_path):
-    if not os.environ.get("NNLIB_DATA_DIR"):
-        pytest.skip("NNLIB_DATA_DIR names no folder with the real images")
+def test_runs_on_the_real_images(name, tmp_path, real_images, monkeypatch):
+    monkeypatch.setenv("NNLIB_DATA_DIR", str(real_images))
     text = _run(name, "cifar10", tmp_path)
     assert "stand-in" not in text.lower()

@@ -1,4 +1,4 @@
-"""What the README says is so: its code runs, its commands exist, its links lead somewhere, its results are the record's."""
+"""What the README says is so: its code runs, its commands exist, its links lead somewhere, its results are recorded."""
 
 import json
 import re
