@@ -30,7 +30,7 @@ class Callback:
         """Called once before the first step."""
 
     def on_step(self, trainer: "Trainer") -> None:
-        """Called after each step; ``trainer.loss`` is the loss of its batch."""
+        """Called after each step; ``trainer.last_loss`` is the loss of its batch."""
 
     def measure(self, trainer: "Trainer") -> Record:
         """Called after each epoch's validation; what it returns goes into the epoch's record, and is saved with it."""

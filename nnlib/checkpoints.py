@@ -99,19 +99,15 @@ def _refuse_false_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Non
 
 def preprocessing_arrays(preprocessing: Preprocessing | None) -> dict[str, Array]:
     """Return the arrays of ``preprocessing`` under the names that files use."""
-    if preprocessing is None:
-        return {}
-    arrays = {"scale": preprocessing.scale, "offset": preprocessing.offset, "matrix": preprocessing.matrix}
+    arrays = vars(preprocessing) if preprocessing else {}
     return {f"preprocessing.{name}": a for name, a in arrays.items() if a is not None}
 
 
 def preprocessing_from(arrays: Mapping[str, Array]) -> Preprocessing | None:
     """Return the preprocessing that ``preprocessing_arrays`` turned into ``arrays``."""
-    if "preprocessing.scale" not in arrays:
-        return None
-    names = ("scale", "offset", "matrix")
-    parts = [arrays.get(f"preprocessing.{n}") for n in names]
-    return Preprocessing(*(p if p is None else p.astype(np.float32) for p in parts))  # type: ignore[arg-type]
+    start = "preprocessing."
+    parts = {name.removeprefix(start): a.astype(np.float32) for name, a in arrays.items() if name.startswith(start)}
+    return Preprocessing(**parts) if parts else None
 
 
 def save_model(model: MLP, path: str | Path, *, storage: str | None = None, fold: bool = False) -> Path:

@@ -55,9 +55,7 @@ class RunDirectory:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
         except Timeout:
-            raise CheckpointError(
-                f"{self.path}: another process is training in this folder; wait, or name another."
-            ) from None
+            raise CheckpointError(f"{self.path}: another process is training in this folder; wait for it.") from None
 
     def open(self, trainer: "Trainer", resume: bool) -> None:
         """Bring ``trainer`` to the state that is saved here, or start the folder anew.
@@ -179,23 +177,18 @@ class RunDirectory:
             return state
 
     def _refuse_other_run(self, trainer: "Trainer") -> None:
-        asked, found = trainer.hp.to_dict(), self.read_hyperparameters()
-        differ = [
-            f"{k} was {found.get(k)!r}, now {v!r}" for k, v in asked.items() if found.get(k) != v and k != "epochs"
-        ]
-        environment = self._read_json("environment.json")
-        if environment.get("fingerprint") != trainer.data.fingerprint:
-            data = environment.get("fingerprint")
-            differ.append(f"the data had the fingerprint {data}, now {trainer.data.fingerprint}")
-        if not differ and environment.get("initial_weights") != trainer.initial["sha256"]:
+        now, was = trainer.hp.to_dict(), self.read_hyperparameters()
+        differ = [f"{k} was {was.get(k)!r}, now {v!r}" for k, v in now.items() if was.get(k) != v and k != "epochs"]
+        known = self._read_json("environment.json")
+        if known.get("fingerprint") != trainer.data.fingerprint:
+            differ.append(f"the data had the fingerprint {known.get('fingerprint')}, now {trainer.data.fingerprint}")
+        if not differ and known.get("initial_weights") != trainer.initial["sha256"]:
             differ.append("it began with other weights (init=...)")
         if differ:
             remedy = "Name another run_dir, or say resume=False to start this one again."
             raise CheckpointError(f"{self.path}: it holds another run: {'; '.join(differ)}. {remedy}")
-        if found["epochs"] != asked["epochs"] and asked["schedule"] in ("cosine", "one_cycle"):
-            print(
-                f"epochs was {found['epochs']}, now {asked['epochs']}: the schedule follows the new length from here."
-            )
+        if was["epochs"] != now["epochs"] and now["schedule"] in ("cosine", "one_cycle"):
+            print(f"epochs was {was['epochs']}, now {now['epochs']}: the schedule follows the new length from here.")
 
     def _read_json(self, name: str) -> dict[str, Any]:
         try:

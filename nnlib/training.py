@@ -128,9 +128,7 @@ class Trainer:
         if not len(data.train) or not len(data.valid):
             raise DataError(f"{len(data.train)} training and {len(data.valid)} validation images: both are needed.")
         if self.keep_best < 1 or (self.keep_best > 1 and self.run_dir is None):
-            raise HyperparameterError(
-                f"keep_best: {self.keep_best} is not allowed; 1, or more together with a run_dir."
-            )
+            raise HyperparameterError(f"keep_best: {self.keep_best} is not allowed; 1, or more with a run_dir.")
         self.model = build_model(hp, data, self.init)
         self.initial = {"seed": hp.seed, "sha256": fingerprint(self.model.parameters)}
         self.first_norms = {n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"}
@@ -363,7 +361,7 @@ def find_learning_rate(
     """
     if not 0 < low < high or steps < 2:
         raise HyperparameterError(
-            f"low, high, steps: {low}, {high}, {steps}, but 0 < low < high, 1 < steps are needed."
+            f"low, high, steps: {low}, {high}, {steps}; they must rise from above 0, steps above 1."
         )
     rates, losses, mean = np.geomspace(low, high, steps), list[float](), 0.0
 

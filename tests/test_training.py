@@ -91,9 +91,9 @@ def same(run: nnlib.TrainingRun, other: nnlib.TrainingRun) -> bool:
 def on_disk(folder: Path) -> tuple:
     """All that a run folder says, seconds apart, as bits."""
     last, meta = read_arrays(folder / "last.npz")
-    best, _ = read_arrays(folder / "best.npz")
+    groups = {path.name: read_arrays(path)[0] for path in folder.glob("best*.npz")} | {"last": last}
     run = nnlib.load_run(folder)
-    arrays = {(kind, name): a.tobytes() for kind, group in (("l", last), ("b", best)) for name, a in group.items()}
+    arrays = {(kind, name): a.tobytes() for kind, group in groups.items() for name, a in group.items()}
     return arrays, meta["step"], timeless(meta["history"]), timeless(run.history), run.hyperparameters
 
 
@@ -492,7 +492,7 @@ sys.path.insert(0, sys.argv[1])
 from test_training import DATA, EVERYTHING, on_disk, same
 
 def train(folder):
-    return nnlib.train(EVERYTHING, DATA, run_dir=folder, progress=False)
+    return nnlib.train(EVERYTHING, DATA, folder, progress=False, keep_best=2, callbacks=[nnlib.Diagnostics()])
 
 def events(folder):
     "How many calls and returns a run makes, and which of them while it saves."
