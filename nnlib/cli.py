@@ -3,12 +3,11 @@
 import json
 import sys
 import traceback
-import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -33,8 +32,8 @@ app.command(data_app)
 
 def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
     """Turn one field of ``Hyperparameters`` into an option whose value is None unless it was given."""
-    if get_origin(hint) in (Union, types.UnionType):  # one word, or one for each layer: words, then
-        hint = next(part for part in get_args(hint) if get_origin(part) is tuple)
+    # one word, or one for each layer: words, then
+    hint = next((part for part in get_args(hint) if get_origin(part) is tuple), hint)
     if options := f.metadata.get("options"):
         hint = Literal[tuple(options)]
     allowed = "" if options or hint is bool else f"; {f.metadata['allowed']}"
@@ -43,16 +42,11 @@ def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
     return f.name, Annotated[hint | None, note], field(default=None)
 
 
-if TYPE_CHECKING:
-    Options = Any
-    RecipeName = str
-else:
-    hints = get_type_hints(Hyperparameters)
-    Options = make_dataclass("Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True)
-    Options.__module__ = __name__  # cyclopts takes a class of another module for one that it cannot read
-    RecipeName = Literal[tuple(RECIPES)]
-
+hints = get_type_hints(Hyperparameters)
+Options: Any = make_dataclass("Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True)
+Options.__module__ = __name__  # cyclopts takes a class of another module for one that it cannot read
 Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's)")]
+RecipeName: Any = Literal[tuple(RECIPES)]
 Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from.")]
 Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
 DataName = Literal["auto", "cifar10", "standin"]

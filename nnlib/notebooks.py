@@ -78,8 +78,11 @@ def execute(
             cell.update(outputs=[], execution_count=None)
     if parameters:
         notebook = parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
+    kernel_env = os.environ | {"TQDM_DISABLE": "1"}  # a bar that is saved says 0 % for ever
+    if folder := os.environ.get("NNLIB_DATA_DIR"):
+        kernel_env["NNLIB_DATA_DIR"] = str(Path(folder).expanduser().resolve())  # the kernel runs in another folder
     start = time.perf_counter()
-    error = _run(notebook, path.parent, _kernel_environment() | (env or {}), label or path.stem)
+    error = _run(notebook, path.parent, kernel_env | (env or {}), label or path.stem)
     seconds = time.perf_counter() - start
     _clean(notebook)
     return Page(path.stem, notebook, seconds, _explain(error, notebook) if error else None)
@@ -102,13 +105,6 @@ def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) 
         except (CellControlSignal, DeadKernelError) as error:
             return error
     return None
-
-
-def _kernel_environment() -> dict[str, str]:
-    env = os.environ | {"TQDM_DISABLE": "1"}  # a bar that is saved says 0 % for ever
-    if folder := env.get("NNLIB_DATA_DIR"):
-        env["NNLIB_DATA_DIR"] = str(Path(folder).expanduser().resolve())  # the kernel runs in another folder
-    return env
 
 
 def _explain(error: Exception, notebook: NotebookNode) -> str:

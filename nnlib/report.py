@@ -54,22 +54,17 @@ def build(
     print(f"data: {data.source}", flush=True)
     # What was found once is asked for by name: no notebook tries the same download again.
     parameters = {"dataset": "cifar10" if data.source.startswith("cifar10") else "standin", "quick": quick}
-    pages = _execute_all(paths, parameters, {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())})
+    figures, pages = {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())}, []
+    for number, path in enumerate(paths, start=1):
+        label = f"[{number}/{len(paths)}] {path.stem}"
+        pages.append(page := execute(path, parameters, figures, label))
+        print(f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s", flush=True)
     facts = ({"Author": author} if author else {}) | _facts(pages, quick, data)
     target = write_text(output / "index.html", render(pages, facts, code))
     print(f"report: {target}")
     if failed := [f"{page.name}, {page.error}" for page in pages if page.error]:
         raise ReportError(f"{len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}.")
     return target
-
-
-def _execute_all(paths: list[Path], parameters: dict[str, Any], env: dict[str, str]) -> list[Page]:
-    pages = []
-    for number, path in enumerate(paths, start=1):
-        label = f"[{number}/{len(paths)}] {path.stem}"
-        pages.append(page := execute(path, parameters, env, label))
-        print(f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s", flush=True)
-    return pages
 
 
 def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, str]:

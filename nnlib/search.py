@@ -145,10 +145,11 @@ def search(
     """Train ``base`` with the settings in ``space`` and record every trial; validation decides, never the test set.
 
     ``space`` maps fields of Hyperparameters to lists of values or ranges (``loguniform``, ``uniform``, ``integers``).
-    ``grid`` tries all combinations of lists, ``random`` and ``tpe`` (Bergstra et al. 2011) ``n_trials`` of them,
-    ``halving`` starts ``n_trials`` (or the grid), and goes on with the best third at a ninth, then a third of the
-    epochs (Jamieson and Talwalkar 2016). ``workers`` processes, or any ``executor`` of concurrent.futures, train.
-    With ``directory`` the results are saved there after each trial, and the same call goes on where it was.
+    ``grid`` tries all combinations of lists, or the first ``n_trials``; ``random`` and ``tpe`` (Bergstra et al.
+    2011) draw ``n_trials``; ``halving`` starts ``n_trials`` (or the grid), and goes on with the best third at a ninth,
+    then a third of the epochs (Jamieson and Talwalkar 2016). ``workers`` processes, or any ``executor`` of
+    concurrent.futures, train. With ``directory`` the results are saved there after each trial, and the same call goes
+    on where it was.
     Raises HyperparameterError before the first trial for a space that is empty or has a value that is not allowed.
     """
     from tqdm.auto import tqdm

@@ -190,9 +190,7 @@ class LivePlot(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.records[:] = trainer.history  # of a run that goes on
-        if in_notebook():
-            self.draw(trainer)
-            self.handle = display(self.picture, display_id=True)  # type: ignore[no-untyped-call]
+        self.draw(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
         if trainer.step % max(trainer.steps_per_epoch // 10, 1) == 0:
@@ -222,6 +220,7 @@ class LivePlot(Callback):
         """Renew the picture."""
         if in_notebook():
             self.picture.value = plots.png(plots.history(self.records))
+            self.handle = self.handle or display(self.picture, display_id=True)  # type: ignore[no-untyped-call]
         self.drawn = time.monotonic()
 
 
@@ -231,9 +230,6 @@ class _Live(LivePlot):
     def __init__(self, view: "Playground") -> None:
         super().__init__()
         self.view = view
-
-    def on_start(self, trainer: Trainer) -> None:
-        pass
 
     def on_step(self, trainer: Trainer) -> None:
         super().on_step(trainer)
@@ -267,11 +263,6 @@ class Playground(w.VBox):  # type: ignore[misc]
         self.runs: list[list[dict[str, float]]] = []
         top = [_row(self.controls.values()), self.code, _row([*self.buttons.values(), self.pause])]
         super().__init__([*top, self.status, self.message, self.picture])
-        self._connect()
-        self.show([])
-        self._tell_code()
-
-    def _connect(self) -> None:
         for control in self.controls.values():
             control.observe(self._tell_code, "value")
         for button, action in zip(self.buttons.values(), (self.start, self.stop, self.reset), strict=True):
@@ -279,6 +270,8 @@ class Playground(w.VBox):  # type: ignore[misc]
         self.pause.observe(self._pause, "value")
         self._view_count = 0  # from now on the browser keeps it: 0 again means that the last view was closed
         self.observe(lambda change: None if change.new else self.stop(), "_view_count")
+        self.show([])
+        self._tell_code()
 
     def hyperparameters(self) -> Hyperparameters:
         """The present setting. Raises HyperparameterError for a combination that makes no sense."""

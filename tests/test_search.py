@@ -29,6 +29,11 @@ def test_grid_trains_every_combination_and_agrees_with_train(data):
     assert alone.best["valid_loss"] == results.best.valid_loss
 
 
+def test_a_grid_can_be_cut_short(data):
+    whole, cut = (search(SPACE, data, BASE.replace(epochs=1), n_trials=n, progress=False) for n in (None, 3))
+    assert [t.settings for t in cut.trials] == [t.settings for t in whole.trials][:3]
+
+
 def test_best_by_loss_is_the_lowest_loss(data):
     results = search(SPACE, data, BASE.replace(select_by="valid_loss"), progress=False)
     assert results.best.valid_loss == min(t.valid_loss for t in results.trials)
