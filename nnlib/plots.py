@@ -261,10 +261,9 @@ def error_against_step(hs: Sequence[float], errors: Mapping[str, Sequence[float]
 def confusion(evaluation: Evaluation) -> Figure:
     """Who is taken for whom: the share of each true class, in per cent."""
     share = 100 * evaluation.confusion / np.maximum(evaluation.confusion.sum(axis=1, keepdims=True), 1)
-    figure, (ax,) = _figure(height=6)
+    figure, (ax,) = _figure(height=6, title="Who is taken for whom: each row adds up to 100 %")
     _heatmap(ax, share, ".0f", "share of the true class (%)", cmap="Blues", vmin=0, vmax=100)
     ax.set(xlabel="predicted class", xticklabels=evaluation.classes, ylabel="true class")
-    ax.set_title("Who is taken for whom: each row adds up to 100 %")
     ax.tick_params(axis="x", rotation=45)
     return figure
 
@@ -368,11 +367,10 @@ def search_curves(results: Any, quantity: str = "valid_accuracy", top: int = 4) 
 
 def search_heatmap(table: Any, x: str, y: str, value: str = "valid_accuracy") -> Figure:
     """The best ``value`` in a search's table (pandas) for each pair of two hyperparameters."""
-    figure, (ax,) = _figure(height=4.5)
+    figure, (ax,) = _figure(height=4.5, title=f"Best {value} of each pair")
     as_text = {name: table[name].map(str) for name in (x, y) if table[name].dtype == object}
     best = table.assign(**as_text).pivot_table(value, y, x, "min" if value.endswith("loss") else "max")
     _heatmap(ax, best, ".3f", value, cmap="viridis")
-    ax.set_title(f"Best {value} of each pair")
     return figure
 
 
@@ -413,7 +411,7 @@ def small_multiples(panels: Mapping[str, Mapping[str, Any]], quantity: str = "va
 def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
     """Share of right answers among predictions of each confidence, ``right`` and ``confidence`` (N,), and how many."""
     unit = "confidence (probability of the predicted class)"
-    figure, (ax, below) = _figure(2, 1, height=5, xlim=(0, 1), xlabel=unit)
+    figure, (ax, below) = _figure(2, 1, height=5, xlim=(0, 1), xlabel=unit, ylabel="images")
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     share = np.bincount(place, weights=right, minlength=bins) / np.maximum(counts, 1)
@@ -422,7 +420,6 @@ def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
     ax.plot([0, 1], [0, 1], "--", color=RED, label="as sure\nas right")
     ax.set(title="How often is the network right when it is so sure?", ylabel="share of right answers", ylim=(0, 1))
     below.bar(middles, counts, width=0.9 / bins, color=GREY)
-    below.set_ylabel("images")
     _label_lines(ax)
     return figure
 
