@@ -50,7 +50,12 @@ class RunDirectory:
         """Hold the folder for this process. Raises CheckpointError while another process trains in it."""
         from filelock import FileLock, Timeout  # imported here: `import nnlib` stays as fast as `import numpy`
 
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path}: no folder can be made here ({error.strerror}); name another."
+            ) from None
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 yield

@@ -314,13 +314,11 @@ def _moment(callback: Callback, name: str) -> Callable[[Trainer], Any]:
     return getattr(callback, name, getattr(Callback(), name))  # a callback need not be a Callback
 
 
-def train(
-    hp: Hyperparameters, data: Dataset, run_dir: str | Path | None = None, resume: bool = True, **options: Any
-) -> TrainingRun:
+def train(hp: Hyperparameters, data: Dataset, *args: Any, **options: Any) -> TrainingRun:
     """Train a network as ``hp`` says on ``data.train``, validating on ``data.valid`` after each epoch.
 
     With ``run_dir`` everything is saved there as it comes, and the same call goes on where a broken-off one stopped
-    (``resume=False`` starts again). Further options, by name:
+    (``resume=False`` starts again). Further options, best given by name:
 
     - ``progress=True`` shows a bar in a terminal or a notebook, a line an epoch elsewhere; False is quiet;
     - ``callbacks=()`` are told of each step and epoch (see ``Callback``);
@@ -333,7 +331,7 @@ def train(
     Ctrl-C ends the run after the present step and returns it. Raises TrainingDiverged, CheckpointError if ``run_dir``
     belongs to another run or cannot be written, and what a callback raises; each has the run so far as ``error.run``.
     """
-    return Trainer(hp, data, run_dir, resume, **options).run()
+    return Trainer(hp, data, *args, **options).run()
 
 
 train.__signature__ = signature(Trainer).replace(return_annotation=TrainingRun)  # type: ignore[attr-defined] # for help

@@ -620,6 +620,12 @@ def test_folded_models_do_not_pretend_to_know_their_first_weights(tmp_path):
         nnlib.load_model(path).initial_parameters()
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(nnlib.CheckpointError, match=r"file: no folder can be made here .*; name another"):
+        train(run_dir=tmp_path / "file")
+
+
 # What stops a run.
 
 
@@ -985,7 +991,8 @@ def test_the_commit_is_told_where_there_is_one(tmp_path):
 def test_help_names_every_option_of_train():
     names = list(inspect.signature(nnlib.train).parameters)
     assert names[:7] == ["hp", "data", "run_dir", "resume", "progress", "callbacks", "init"]
-    assert all(f"``{name}" in nnlib.train.__doc__ for name in names[2:] if name != "data")
+    assert all(f"``{name}" in nnlib.train.__doc__ for name in names[2:])
+    assert same(nnlib.train(PLAIN, DATA, None, True, False), train())  # by place, in that order
 
 
 def test_load_run_refuses_what_is_no_run(tmp_path):
