@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -314,7 +313,17 @@ def _moment(callback: Callback, name: str) -> Callable[[Trainer], Any]:
     return getattr(callback, name, getattr(Callback(), name))  # a callback need not be a Callback
 
 
-def train(hp: Hyperparameters, data: Dataset, *args: Any, **options: Any) -> TrainingRun:
+def train(
+    hp: Hyperparameters,
+    data: Dataset,
+    run_dir: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    callbacks: Sequence[Any] = (),
+    init: MLP | None = None,
+    keep_best: int = 1,
+    loss: Loss | None = None,
+) -> TrainingRun:
     """Train a network as ``hp`` says on ``data.train``, validating on ``data.valid`` after each epoch.
 
     With ``run_dir`` everything is saved there as it comes, and the same call goes on where a broken-off one stopped
@@ -331,10 +340,7 @@ def train(hp: Hyperparameters, data: Dataset, *args: Any, **options: Any) -> Tra
     Ctrl-C ends the run after the present step and returns it. Raises TrainingDiverged, CheckpointError if ``run_dir``
     belongs to another run or cannot be written, and what a callback raises; each has the run so far as ``error.run``.
     """
-    return Trainer(hp, data, *args, **options).run()
-
-
-train.__signature__ = signature(Trainer).replace(return_annotation=TrainingRun)  # type: ignore[attr-defined] # for help
+    return Trainer(hp, data, run_dir, resume, progress, callbacks, init, keep_best, loss).run()
 
 
 @dataclass(frozen=True)
