@@ -134,7 +134,7 @@ def load_dataset(
     n_test: int = 10_000,
     progress: bool = True,
 ) -> Dataset:
-    """Load ``"cifar10"``, the ``"standin"``, or by ``"auto"`` CIFAR-10 if it can be had, else the stand-in.
+    """Load ``"cifar10"``, the ``"standin"``, or by ``"auto"`` CIFAR-10 if it can be had, else the stand-in; say which.
 
     ``root`` is the folder that holds ``cifar-10-batches-py`` (see ``data_root``); ``download`` lets it be fetched.
     ``n_valid`` training images are set aside for validation by ``seed`` alone, every class in its share. ``n_train``
@@ -146,7 +146,11 @@ def load_dataset(
     if name != "standin":
         root = data_root(root)
         try:
-            return _cifar10(root, download and (name == "cifar10" or root not in _unreachable), n_valid, seed, progress)
+            wanted = download and (name == "cifar10" or root not in _unreachable)
+            data = _cifar10(root, wanted, n_valid, seed, progress)
+            if name == "auto":
+                say(f"Data: {data.source}.")
+            return data
         except NotFetched as problem:
             if name == "cifar10":
                 raise
