@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from nnlib.errors import HyperparameterError
+from nnlib.products import sum_of_squares
 
 Array = np.ndarray[Any, Any]
 
@@ -54,4 +55,4 @@ def softmax_cross_entropy(
 
 def l2_penalty(parameters: dict[str, Array], l2: float) -> Any:
     """Return l2/2 times the sum of the squares of all weights W1, W2, ...; biases are left out."""
-    return 0.5 * l2 * sum((W.ravel() @ W.ravel() for name, W in parameters.items() if name[0] == "W"), 0.0)
+    return 0.5 * l2 * sum((sum_of_squares(W) for name, W in parameters.items() if name[0] == "W"), 0.0)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nnlib.products import add_scaled
+from nnlib.products import add_scaled, sum_of_squares
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -18,7 +18,7 @@ def zeros_like(arrays: Arrays) -> Arrays:
 
 def global_norm(arrays: Arrays) -> float:
     """Return the Euclidean norm of all entries of all ``arrays`` together."""
-    return math.sqrt(sum(float(a.ravel() @ a.ravel()) for a in arrays.values()))
+    return math.sqrt(sum(float(sum_of_squares(a)) for a in arrays.values()))
 
 
 class SGD:

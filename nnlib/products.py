@@ -38,6 +38,12 @@ def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -
     return out
 
 
+def sum_of_squares(a: Array) -> Any:
+    """Return the sum of the squares of all entries of a C-contiguous array; of a complex one, not of their moduli."""
+    v = a.reshape(-1)
+    return _blas("dotu" if v.dtype.kind == "c" else "dot", v.dtype)(v, v)
+
+
 def add_scaled(out: Array, a: Array, factor: float) -> Array:
     """Add ``factor * a`` to ``out`` in place, in one pass and without a temporary array; both C-contiguous."""
     _blas("axpy", out.dtype)(a.reshape(-1), out.reshape(-1), a=factor)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnlib.products import add_scaled, product
+from nnlib.products import add_scaled, product, sum_of_squares
 
 EPSILON = {np.float32: 2.0**-23, np.float64: 2.0**-52, np.complex128: 2.0**-52}
 sizes = st.integers(1, 7)
@@ -54,3 +54,9 @@ def test_add_scaled_in_place(dtype):
     assert add_scaled(out, a, -0.5) is out and out.dtype == dtype
     np.testing.assert_array_equal(out, [[1, 0.5, 0], [-0.5, -1, -1.5]])
     np.testing.assert_array_equal(a.real, [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_sum_of_squares(dtype):
+    a = (np.arange(12).reshape(3, 4) + (1j if dtype is np.complex128 else 0)).astype(dtype)
+    np.testing.assert_allclose(sum_of_squares(a), (a * a).sum(), rtol=1e-6)

@@ -21,7 +21,7 @@ FLOORS = {
     "losses": 1,
     "schedules": 1,
     "initialisation": 1,
-    "products": 1,
+    "products": 0,
     "standin": 1,
     "hyperparameters": 1.5,
     "datasets": 1.5,
