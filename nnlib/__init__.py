@@ -12,17 +12,19 @@ from nnlib.gradcheck import check_gradients
 from nnlib.hyperparameters import RECIPES, Hyperparameters
 from nnlib.losses import softmax, softmax_cross_entropy
 from nnlib.model import MLP
+from nnlib.results import SearchResults, load_results
 from nnlib.schedules import make_schedule
-from nnlib.search import SearchResults, integers, load_results, loguniform, search, uniform
+from nnlib.search import search
+from nnlib.spaces import choice, integers, loguniform, uniform
 from nnlib.training import Trainer, TrainingRun, find_learning_rate, load_run, train
 
 # fmt: off
 __all__ = [
     "ACTIVATIONS", "MLP", "RECIPES", "Activation", "Callback", "CheckpointError", "DataError", "Dataset", "Diagnostics",
     "Evaluation", "HyperparameterError", "Hyperparameters", "LivePlot", "NNLibError", "SearchResults", "Split",
-    "Trainer", "TrainingDiverged", "TrainingRun", "check_gradients", "evaluate", "find_learning_rate", "integers",
-    "load_dataset", "load_model", "load_results", "load_run", "loguniform", "make_schedule", "register_activation",
-    "save_model", "search", "softmax", "softmax_cross_entropy", "train", "uniform",
+    "Trainer", "TrainingDiverged", "TrainingRun", "check_gradients", "choice", "evaluate", "find_learning_rate",
+    "integers", "load_dataset", "load_model", "load_results", "load_run", "loguniform", "make_schedule",
+    "register_activation", "save_model", "search", "softmax", "softmax_cross_entropy", "train", "uniform",
 ]
 # fmt: on
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ import nnlib
 from nnlib import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import RECIPES, Hyperparameters
-from nnlib.search import Range
+from nnlib.spaces import Range
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 

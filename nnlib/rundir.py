@@ -208,11 +208,11 @@ class RunDirectory:
         data = trainer.data
         images = {name: len(getattr(data, name).labels) for name in ("train", "valid", "test")}
         about = {"data": data.source, "fingerprint": data.fingerprint, "images": images}
-        return {**about, "initial_weights": trainer.initial["sha256"], **_machine(), "blas": _blas()}
+        return {**about, "initial_weights": trainer.initial["sha256"], **machine(), "blas": _blas()}
 
 
 @cache
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Return versions and hardware, and the commit of the checkout that nnlib runs from, if it is one."""
     versions = {"python": platform.python_version(), **{n: version(n) for n in ("nnlib", "numpy", "scipy")}}
     machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}

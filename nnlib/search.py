@@ -1,133 +1,34 @@
-"""Hyperparameter search: who proposes settings, who trains them, and a record of every trial."""
+"""Hyperparameter search: trials here, in processes or on a cluster, each recorded as it ends, none run twice."""
 
 import itertools
-import json
+import math
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nnlib.checkpoints import write_text
+from nnlib.callbacks import Callback, in_notebook
+from nnlib.checkpoints import write_atomically
 from nnlib.datasets import Dataset
-from nnlib.errors import CheckpointError, HyperparameterError, TrainingDiverged, did_you_mean
+from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, did_you_mean
 from nnlib.hyperparameters import Hyperparameters
+from nnlib.results import SearchResults, Trial, by_setting, describe, load_results, mean_merit
+from nnlib.rundir import RunDirectory, machine
+from nnlib.spaces import Range, Settings, checked, draw, grid
 from nnlib.training import History, Trainer
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 METHODS = ("grid", "random", "tpe", "halving")
-Settings = dict[str, Any]
-Submit = Callable[["Trial", int], Future["Trial"]]
-
-
-@dataclass(frozen=True)
-class Range:
-    """All numbers from ``low`` to ``high``: drawn evenly, or evenly in their logarithm; whole numbers if asked."""
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise HyperparameterError(f"range: {self} is empty, or begins at or below 0 on a logarithmic scale.")
-
-
-def uniform(low: float, high: float) -> Range:
-    """All numbers from ``low`` to ``high``."""
-    return Range(low, high)
-
-
-def loguniform(low: float, high: float) -> Range:
-    """All numbers from ``low`` to ``high``, as many from 0.001 to 0.01 as from 0.01 to 0.1."""
-    return Range(low, high, log=True)
-
-
-def integers(low: int, high: int) -> Range:
-    """All whole numbers from ``low`` to ``high``, both included."""
-    return Range(low, high, whole=True)
-
-
-@dataclass
-class Trial:
-    """One setting and what came of it. ``status`` is complete, pruned (stopped early), diverged or failed."""
-
-    number: int
-    settings: Settings
-    status: str = "complete"
-    valid_accuracy: float = float("nan")
-    valid_loss: float = float("nan")
-    best_epoch: int = 0
-    epochs: int = 0
-    seconds: float = 0.0
-    error: str = ""
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class SearchResults:
-    """All trials of a search, in the order in which they were asked for."""
-
-    base: Hyperparameters
-    data: dict[str, str]
-    method: str
-    trials: list[Trial] = field(default_factory=list)
-
-    def add(self, trial: Trial) -> None:
-        """Put a trial in its place, instead of an earlier record of it."""
-        self.trials = sorted([t for t in self.trials if t.number != trial.number] + [trial], key=lambda t: t.number)
-
-    @property
-    def best(self) -> Trial:
-        """The complete trial that is best by ``base.select_by``. Raises HyperparameterError if none is complete."""
-        complete = [t for t in self.trials if t.status == "complete"]
-        if not complete:
-            raise HyperparameterError("search: no trial is complete; the reasons stand in results.trials[i].error.")
-        return max(complete, key=lambda t: _merit(t, self.base.select_by))
-
-    @property
-    def best_hyperparameters(self) -> Hyperparameters:
-        """The hyperparameters of the best trial, to train with."""
-        return self.base.replace(**self.best.settings)
-
-    def to_dataframe(self) -> "pd.DataFrame":
-        """Return one row a trial: its number, its settings, status, best validation accuracy and loss, cost."""
-        import pandas as pd
-
-        measured = ("status", "valid_accuracy", "valid_loss", "best_epoch", "epochs", "seconds")
-        rows = [{"trial": t.number, **t.settings, **{m: getattr(t, m) for m in measured}} for t in self.trials]
-        return pd.DataFrame(rows)
-
-    def save(self, path: str | Path) -> Path:
-        """Write everything, histories included, to ``path`` as JSON, atomically."""
-        document = {"base": self.base.to_dict(), "data": self.data, "method": self.method}
-        return write_text(path, json.dumps(document | {"trials": [asdict(t) for t in self.trials]}, indent=1) + "\n")
-
-
-def _merit(trial: Trial, select_by: str) -> float:
-    """Return a number that is larger for a better trial."""
-    return trial.valid_accuracy if select_by == "valid_accuracy" else -trial.valid_loss
-
-
-def load_results(path: str | Path) -> SearchResults:
-    """Return what ``save`` wrote to a file, or a search to its folder. Raises CheckpointError if it cannot be read."""
-    path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        trials = [Trial(**{**t, "settings": _tuples(t["settings"])}) for t in document["trials"]]
-        return SearchResults(Hyperparameters.from_dict(document["base"]), document["data"], document["method"], trials)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: it does not hold the results of a search ({error}).") from None
-
-
-def _tuples(settings: Settings) -> Settings:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+STATE = ("hyperparameters.json", "environment.json", "last.npz")  # files that an exact resume needs
+State = dict[str, bytes]
+Outcome = tuple[Trial, State]
+Pool = Callable[[], Executor]
 
 
 def search(
@@ -138,111 +39,261 @@ def search(
     n_trials: int | None = None,
     seed: int = 0,
     workers: int = 1,
-    executor: Executor | None = None,
+    executor: Any = None,
     directory: str | Path | None = None,
     progress: bool = True,
+    seeds: int = 1,
 ) -> SearchResults:
     """Train ``base`` with the settings in ``space`` and record every trial; validation decides, never the test set.
 
-    ``space`` maps fields of Hyperparameters to lists of values or ranges (``loguniform``, ``uniform``, ``integers``).
-    ``grid`` tries all combinations of lists, or the first ``n_trials``; ``random`` and ``tpe`` (Bergstra et al.
-    2011) draw ``n_trials``; ``halving`` starts ``n_trials`` (or the grid), and goes on with the best third at a ninth,
-    then a third of the epochs (Jamieson and Talwalkar 2016). ``workers`` processes, or any ``executor`` of
-    concurrent.futures, train. With ``directory`` the results are saved there after each trial, and the same call goes
-    on where it was.
-    Raises HyperparameterError before the first trial for a space that is empty or has a value that is not allowed.
+    ``space`` maps fields of Hyperparameters to lists of values (``choice``) or ranges (``loguniform``, ``uniform``,
+    ``integers``). ``grid`` tries all combinations of lists, or the first ``n_trials``; ``random`` and ``tpe`` (Bergstra
+    et al. 2011) draw ``n_trials`` (20); ``halving`` starts ``n_trials`` (the grid, or 27) for few epochs, and goes on
+    with the best third for three times as many, until few are trained for all (Jamieson and Talwalkar 2016). Each
+    setting is trained with ``seeds`` seeds from ``base.seed`` on. ``seed`` fixes what is drawn.
+
+    Trials are trained here, or by ``workers`` processes that share the cores, or by an ``executor``: one of
+    concurrent.futures, or a Dask cluster (its address, "tcp://host:8786", or a ``dask.distributed.Client``). With
+    ``directory`` the results are saved there after each trial, and the same call goes on where it was, also with more
+    ``n_trials``. Ctrl-C returns what there is. Raises HyperparameterError before the first trial for a space that is
+    empty or has a value that is not allowed, CheckpointError if ``directory`` holds another search.
     """
-    from tqdm.auto import tqdm
-
     base = base or Hyperparameters()
-    proposals, n = _propose(method, _checked(space, base), base, n_trials, seed)
-    rungs = _rungs(method, n, base.epochs)
-    results = SearchResults(base, {"source": data.source, "fingerprint": data.fingerprint}, method)
-    known = _known(directory, results)
-    pool, most = _pool(workers, executor)
-    bar = tqdm(total=sum(n for n, _ in rungs), unit="trial", disable=not progress or None)
-    with tempfile.TemporaryDirectory() as scratch, bar:
-
-        def submit(trial: Trial, epochs: int) -> Future[Trial]:
-            done = next((t for t in known if t.settings == trial.settings), None)
-            if done and len(done.history) >= epochs:
-                return InProcess().submit(_summarised, replace(trial, history=done.history[:epochs]), base.select_by)
-            run_dir = Path(directory or scratch) / "trials" / f"{trial.number:04d}"
-            return pool.submit(run_trial, trial, base, epochs, data, run_dir)
-
+    ready = checked(space, base)
+    n, rungs = _plan(ready, base, method, n_trials=n_trials, workers=workers, seeds=seeds)
+    about = {"source": data.source, "fingerprint": data.fingerprint, "valid_images": len(data.valid)}
+    results = SearchResults(base, about, method, space=ready, seed=seed, seeds=seeds)
+    with ExitStack() as stack:
+        folder = Path(directory or stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(RunDirectory(folder).locked())
+        results.trials = _known(folder, results)
+        pool, keep = _pool(executor, workers, data, stack), directory is not None or len(rungs) > 1
+        show = stack.enter_context(_Progress(rungs, seeds, progress))
         try:
-            for trial in _climb(proposals, rungs, submit, most, base.select_by):
-                results.add(trial)
-                bar.set_postfix_str(_so_far(results))
-                bar.update(1)
-                if directory is not None:
-                    results.save(Path(directory) / "results.json")
+            for trial, epochs in Ladder(
+                results, data, n, rungs, pool, 0 if executor else workers, folder, keep
+            ).climb():
+                show(results, trial, epochs)
+            shutil.rmtree(folder / "trials", ignore_errors=True)
         except KeyboardInterrupt:
             print(f"interrupted: {len(results.trials)} trials are recorded.")
     return results
 
 
-def _climb(
-    proposals: Iterable[Settings], rungs: Sequence[tuple[int, int]], submit: Submit, most: int, select_by: str
-) -> Iterator[Trial]:
-    """Train ``n`` trials for ``epochs`` on the first of the ``rungs``, on each further one the best of those before."""
-    waiting = (Trial(number, settings) for number, settings in enumerate(proposals))
-    for n, epochs in rungs:
-        ended = []
-        for trial in _as_they_end(itertools.islice(waiting, n), epochs, submit, most):
-            if trial.status == "complete" and epochs < rungs[-1][1]:
-                trial.status = "pruned"  # until it is asked for again
-            if isinstance(proposals, Sampler):
-                proposals.tell(trial)
-            ended.append(trial)
-            yield trial
-        alive = [t for t in ended if t.status == "pruned"]
-        alive.sort(key=lambda t: (-_merit(t, select_by), t.number))
-        waiting = (Trial(t.number, t.settings) for t in alive)
+@dataclass
+class Ladder:
+    """Trains ``n`` settings for the epochs of the first of the ``rungs``, on each further one the best of those before.
 
+    A rung is (how many settings, for how many epochs); all methods but halving have one. ``results`` may hold trials of
+    an earlier call: what they have done is taken from there. The record and the states of trials lie in ``folder``.
+    """
 
-def _as_they_end(trials: Iterator[Trial], epochs: int, submit: Submit, most: int) -> Iterator[Trial]:
-    """Keep ``most`` trials running; each is asked for only when there is room, so that it can learn from the others."""
-    running: dict[Future[Trial], Trial] = {}
-    while True:
-        for trial in itertools.islice(trials, most - len(running)):
-            running[submit(trial, epochs)] = trial
-        if not running:
+    results: SearchResults
+    data: Dataset
+    n: int
+    rungs: list[tuple[int, int]]
+    pool: Pool
+    workers: int  # of our own, on this machine; 0 for an executor that was given
+    folder: Path
+    keep: bool  # states of trials that end on the last rung, too
+
+    def climb(self) -> Iterator[tuple[Trial, int]]:
+        """Yield each trial that has ended on a rung, and is on record, with the rung's epochs."""
+        base, waiting = self.results.base, self._first_trials()
+        for n, epochs in self.rungs:
+            ended = []
+            for trial in self._as_they_end(itertools.islice(waiting, n * self.results.seeds), epochs):
+                if trial.status == "complete" and epochs < base.epochs:
+                    trial.status = "pruned"  # until it is asked for again
+                ended.append(trial)
+                self._record(trial)
+                if trial.status != "pruned":  # it is on record now, and will not go on
+                    shutil.rmtree(self._home(trial), ignore_errors=True)
+                yield trial, epochs
+            alive = [s for s in by_setting(ended) if all(t.status == "pruned" for t in s)]
+            alive.sort(key=lambda s: (-mean_merit(s, base.select_by), min(t.number for t in s)))
+            waiting = itertools.chain.from_iterable(alive)
+
+    def _first_trials(self) -> Iterator[Trial]:
+        base, seeds = self.results.base, self.results.seeds
+        for index, settings in enumerate(self._settings()):
+            for i in range(seeds):
+                own = settings | ({"seed": base.seed + i} if seeds > 1 else {})
+                yield Trial(index * seeds + i, own, seed=own.get("seed", base.seed), fingerprint=self.data.fingerprint)
+
+    def _settings(self) -> Iterator[Settings]:
+        """Yield the settings to try: those of the grid, or known ones and new draws that learn from all before."""
+        asked = self.results
+        if not _is_drawn(asked.space, asked.method, self.n):
+            yield from grid(asked.space)
             return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield _outcome(future, running.pop(future))
+        told = {t.number // asked.seeds: {name: t.settings[name] for name in asked.space} for t in asked.trials}
+        for index in range(self.n):
+            if index not in told:
+                known = [(settings, self._merit(i)) for i, settings in told.items()]
+                settings = draw(asked.space, asked.method, (asked.seed, index), known)
+                if settings is None:
+                    return
+                told[index] = settings
+            yield told[index]
+
+    def _merit(self, index: int) -> float | None:
+        """Return what came of a setting: -inf for nothing, None if it is not known yet."""
+        trials = [t for t in self.results.trials if t.number // self.results.seeds == index]
+        if len(trials) < self.results.seeds:
+            return None
+        usable = all(t.status in ("complete", "pruned") for t in trials)
+        return mean_merit(trials, self.results.base.select_by) if usable else -math.inf
+
+    def _recorded(self, trial: Trial) -> Trial | None:
+        return next((t for t in self.results.trials if t.number == trial.number), None)
+
+    def _record(self, trial: Trial) -> None:
+        """Put the trial into the results, unless they know more of it from an earlier call, and save them."""
+        known = self._recorded(trial)
+        if known is None or len(trial.history) >= len(known.history):
+            self.results.add(trial)
+            self.results.save(self.folder / "results.json")
+
+    def _room(self) -> int:
+        executor = self.pool()
+        return getattr(executor, "room", getattr(executor, "_max_workers", 2))
+
+    def _home(self, trial: Trial) -> Path:
+        return self.folder / "trials" / f"{trial.number:04d}"
+
+    def _as_they_end(self, trials: Iterator[Trial], epochs: int) -> Iterator[Trial]:
+        """Keep all workers busy; a trial is asked for only when there is room, so that it can learn from the others.
+
+        When a process dies, all that it shared a pool with are tried again, one at a time: the one that dies alone too
+        has failed.
+        """
+        running: dict[Future[Outcome], Trial] = {}
+        suspects: list[Trial] = []
+        alone: set[int] = set()
+        try:
+            while True:
+                if not suspects:
+                    for trial in itertools.islice(trials, max(self._room() - len(running), 0)):
+                        running[self._submit(trial, epochs)] = trial
+                elif not running:
+                    alone.add(suspects[-1].number)
+                    running[self._submit(suspects[-1], epochs)] = suspects.pop()
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    trial = running.pop(future)
+                    if trial.number not in alone and _died(future):
+                        suspects.append(trial)
+                    else:
+                        yield self._outcome(future, trial)
+        finally:
+            if running:  # Ctrl-C, or an error here
+                self._stop(running)
+
+    def _stop(self, running: Iterable[Future[Outcome]]) -> None:
+        """Call back what waits, and end processes of our own: files are written atomically."""
+        for future in running:
+            future.cancel()
+        if self.workers > 1:
+            self.pool().shutdown(kill_workers=True)  # type: ignore[call-arg]
+
+    def _submit(self, trial: Trial, epochs: int) -> Future[Outcome]:
+        """Have a trial trained: on this machine in its folder, elsewhere from the state that lies there."""
+        base, known, home = self.results.base, self._recorded(trial), self._home(trial)
+        if known and (done := _replayed(known, epochs, base)):
+            return InProcess().submit(lambda: (done, {}))
+        arguments = (self.data, trial, base, epochs)
+        if not self.workers:
+            return self.pool().submit(run_trial, *arguments, None, _packed(home))
+        parent = os.getpid() if self.workers > 1 else 0
+        return self.pool().submit(run_trial, *arguments, home if self.keep else None, {}, parent)
+
+    def _outcome(self, future: Future[Outcome], trial: Trial) -> Trial:
+        """Return the trial's record and keep its state; a crash becomes a record too, so that it stops no other."""
+        try:
+            ended, state = future.result()
+        except CancelledError:
+            again = "Start workers and repeat the call: with a directory, it goes on where it was."
+            raise NNLibError(f"executor: it has given up trial {trial.number}. {again}") from None
+        except CheckpointError:  # the disk is full or the folder forbidden, which is not the trial's fault
+            raise
+        except Exception as error:
+            return replace(trial, status="failed", error=f"{type(error).__name__}: {error}")
+        for name, content in state.items():
+            write_atomically(self._home(trial) / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        return ended
 
 
-def run_trial(trial: Trial, base: Hyperparameters, epochs: int, data: Dataset, run_dir: Path) -> Trial:
-    """Train one trial to the end of epoch ``epochs``, going on from what ``run_dir`` holds, and return its record."""
-    trainer = Trainer(base.replace(**trial.settings), data, run_dir=run_dir, progress=False)
-    try:
-        run = trainer.run(until=epochs)
-    except TrainingDiverged as error:
-        return replace(trial, status="diverged", error=str(error), history=list(trainer.history))
-    if run.stopped == "interrupted":
-        raise KeyboardInterrupt
-    return _summarised(replace(trial, history=list(run.history)), base.select_by)
+def run_trial(
+    data: Dataset, trial: Trial, base: Hyperparameters, epochs: int, home: Path | None, state: State, parent: int = 0
+) -> Outcome:
+    """Train one trial to the end of epoch ``epochs``; return its record, and its state if that is to travel.
+
+    In the folder ``home`` it goes on from what lies there, and leaves its state there; without one it goes on from
+    ``state``, and returns the next. It ends with the process ``parent``, if there is one that waits for it.
+    """
+    from filelock import FileLock
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, travels = home or Path(scratch), home is None and epochs < base.epochs
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in state.items():
+            (folder / name).write_bytes(content)
+        with FileLock(folder / ".lock", timeout=60):
+            pass  # a worker whose parent was killed may need a moment to notice it
+        hp, run_dir = base.replace(**trial.settings), folder if home or state or travels else None
+        trainer = Trainer(hp, data, run_dir, progress=False, callbacks=[EndsWith(parent)])
+        try:
+            if trainer.run(until=epochs).stopped == "interrupted":
+                raise KeyboardInterrupt
+            ended = replace(trial, status="complete")
+        except TrainingDiverged as error:
+            ended = replace(trial, status="diverged", error=str(error))
+        ended = replace(ended, history=list(trainer.history), versions=machine())
+        return _summarised(ended, base.select_by), _packed(folder) if travels else {}
+
+
+@dataclass
+class EndsWith(Callback):
+    """Ends the process when another, which waits for it, has gone; 0 is nobody."""
+
+    parent: int
+
+    def on_step(self, trainer: Trainer) -> None:
+        if self.parent and os.getppid() != self.parent:
+            os._exit(1)
+
+
+def _packed(folder: Path) -> State:
+    return {name: (folder / name).read_bytes() for name in STATE if (folder / name).exists()}
 
 
 def _summarised(trial: Trial, select_by: str) -> Trial:
-    """Fill in the best epoch's figures and the cost from the trial's history."""
-    best = History(trial.history).best(select_by)
-    figures = {name: best[name] for name in ("valid_accuracy", "valid_loss")}
-    seconds = sum(record["seconds"] for record in trial.history)
-    return replace(trial, **figures, best_epoch=best["epoch"], epochs=len(trial.history), seconds=seconds)
+    """Fill in the best figures and the cost from the trial's history."""
+    if not trial.history:
+        return trial
+    history = History(trial.history)
+    figures = {by: history.best(by)[by] for by in ("valid_accuracy", "valid_loss")}
+    figures |= {"best_epoch": history.best(select_by)["epoch"], "epochs": len(history)}
+    return replace(trial, **figures, seconds=sum(record["seconds"] for record in history))
 
 
-def _outcome(future: Future[Trial], trial: Trial) -> Trial:
-    """Return the trial's record; a crash becomes a record too, so that it does not stop the others."""
-    try:
-        return future.result()
-    except Exception as error:
-        return replace(trial, status="failed", error=f"{type(error).__name__}: {error}")
+def _replayed(known: Trial, epochs: int, base: Hyperparameters) -> Trial | None:
+    """Return what a recorded trial was after ``epochs``, or None if it has to be trained so far yet."""
+    if len(known.history) >= epochs:
+        return _summarised(replace(known, history=known.history[:epochs], status="complete", error=""), base.select_by)
+    return known if known.status != "pruned" else None
+
+
+def _died(future: Future[Outcome]) -> bool:
+    return not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
 
 
 class InProcess(Executor):
-    """Runs each call at once, in this process: training already uses every core."""
+    """Makes each call at once, in this process: training already uses every core."""
+
+    room = 1
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -253,100 +304,114 @@ class InProcess(Executor):
         return future
 
 
-def _pool(workers: int, executor: Executor | None) -> tuple[Executor, int]:
-    """Return who trains, and how many trials at a time; processes share the cores evenly between their BLAS threads."""
-    if executor:
-        return executor, getattr(executor, "_max_workers", 2)
-    if workers < 2:
-        return InProcess(), 1
+def _processes(workers: int) -> Executor:
+    """Return loky's processes, new ones if one has died, with BLAS threads divided among them."""
     from loky import get_reusable_executor
 
     threads = str(max((os.cpu_count() or 1) // workers, 1))
     env = {f"{blas}_NUM_THREADS": threads for blas in ("OPENBLAS", "OMP", "MKL")}
-    return get_reusable_executor(max_workers=workers, env=env), workers
+    return get_reusable_executor(max_workers=workers, env=env)
 
 
-class Sampler:
-    """Settings from Optuna: at random, or by the tree-structured Parzen estimator from what it was told."""
-
-    def __init__(self, space: Mapping[str, Any], method: str, seed: int, select_by: str) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
-        self.study = optuna.create_study(direction="maximize", sampler=samplers[method](seed=seed))
-        self.space, self.select_by = space, select_by
-        self.asked: list[Any] = []
-
-    def __iter__(self) -> Iterator[Settings]:
-        while True:
-            self.asked.append(self.study.ask())
-            yield {name: _suggest(self.asked[-1], name, values) for name, values in self.space.items()}
-
-    def tell(self, trial: Trial) -> None:
-        """Learn what came of a trial, if anything did."""
-        if trial.status == "complete":
-            self.study.tell(self.asked[trial.number], _merit(trial, self.select_by))
+def _pool(executor: Any, workers: int, data: Dataset, stack: ExitStack) -> Pool:
+    """Return what returns who trains: this process, loky's, the executor that was given, or a Dask cluster."""
+    if executor is None:
+        return partial(_processes, workers) if workers > 1 else InProcess
+    client = executor if isinstance(executor, str) else getattr(executor, "_client", executor)
+    if isinstance(client, str) or hasattr(client, "get_executor"):
+        try:
+            from nnlib.cluster import DaskExecutor
+        except ImportError as error:
+            remedy = 'pip install "dask[distributed]"'
+            raise NNLibError(f"executor: a Dask cluster needs a package that is missing ({error}): {remedy}") from None
+        executor = stack.enter_context(DaskExecutor(client, data))
+    elif not isinstance(executor, Executor):
+        allowed = "an address (tcp://host:8786), a dask.distributed.Client or an executor of concurrent.futures"
+        raise HyperparameterError(f"executor: {executor!r} is not allowed; {allowed}.")
+    return lambda: executor
 
 
-def _suggest(asked: Any, name: str, values: Any) -> Any:
-    """Let Optuna choose from a range, or a place in a list (it takes no tuples as choices)."""
-    if not isinstance(values, Range):
-        return values[asked.suggest_categorical(name, range(len(values)))]
-    suggest = asked.suggest_int if values.whole else asked.suggest_float
-    return suggest(name, values.low, values.high, log=values.log)
-
-
-def _propose(
-    method: str, space: Mapping[str, Any], base: Hyperparameters, n_trials: int | None, seed: int
-) -> tuple[Iterable[Settings], int]:
-    """Return settings to try, and how many of them."""
+def _plan(
+    space: Mapping[str, Any], base: Hyperparameters, method: str, n_trials: int | None, **counts: int
+) -> tuple[int, list[tuple[int, int]]]:
+    """Return how many settings to try, and the rungs of the ladder; HyperparameterError for what is not allowed."""
     if method not in METHODS:
         raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, METHODS)}")
-    halving, ranges = method == "halving", [name for name, values in space.items() if isinstance(values, Range)]
-    if method in ("random", "tpe") or (halving and (n_trials or ranges)):
-        sampler = Sampler(space, "tpe" if method == "tpe" else "random", seed, base.select_by)
-        return sampler, n_trials or (27 if halving else 20)
-    if ranges:
-        remedy = "a grid needs a list of values; a range goes with random, tpe or halving."
-        raise HyperparameterError(f"{ranges[0]}: {remedy}")
-    grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    return grid, min(n_trials or len(grid), len(grid))
+    for name, count in {"n_trials": n_trials, **counts}.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise HyperparameterError(f"{name}: {count!r} is not allowed; a whole number from 1.")
+    if counts["seeds"] > 1 and "seed" in space:
+        raise HyperparameterError(f"seeds: {counts['seeds']} is not allowed with seed in the space; give one of them.")
+    n = n_trials or (27 if method == "halving" else 20)
+    if method == "grid" or (method == "halving" and not _has_ranges(space)):
+        size = sum(1 for _ in grid(space))
+        n = min(n_trials or size, size)
+    levels = 0
+    while method == "halving" and 3 ** (levels + 1) <= min(n, base.epochs):
+        levels += 1
+    return n, [(n // 3**rung, base.epochs // 3 ** (levels - rung)) for rung in range(levels + 1)]
 
 
-def _rungs(method: str, n: int, epochs: int) -> list[tuple[int, int]]:
-    """Return how many trials are trained for how many epochs, then how many of these for how many, and so on."""
-    budgets = sorted({max(epochs // 9, 1), max(epochs // 3, 1), epochs} if method == "halving" else {epochs})
-    return [(max(n // 3**rung, 1), budget) for rung, budget in enumerate(budgets)]
+def _has_ranges(space: Mapping[str, Any]) -> bool:
+    return any(isinstance(values, Range) for values in space.values())
 
 
-def _checked(space: Mapping[str, Any], base: Hyperparameters) -> dict[str, Any]:
-    """Return the space with every value made what Hyperparameters makes of it, or raise for the first bad one."""
-    if not space:
-        raise HyperparameterError("space: it is empty; give lists or ranges, such as {'learning_rate': [0.01, 0.1]}.")
-    checked: dict[str, Any] = {}
-    for name, values in space.items():
-        if isinstance(values, Range):
-            base.replace(**{name: values.low}), base.replace(**{name: values.high})
-            checked[name] = values
-        elif isinstance(values, str) or not isinstance(values, Iterable) or not list(values):
-            raise HyperparameterError(f"{name}: {values!r} is not a list with at least one value, nor a range.")
-        else:
-            checked[name] = [getattr(base.replace(**{name: value}), name) for value in values]
-    return checked
+def _is_drawn(space: Mapping[str, Any], method: str, n: int) -> bool:
+    """Return whether settings are drawn, or all of a grid taken in their order."""
+    whole = not _has_ranges(space) and n == math.prod(map(len, space.values()))
+    return method != "grid" and not (method == "halving" and whole)
 
 
-def _known(directory: str | Path | None, results: SearchResults) -> list[Trial]:
+def _known(directory: Path, results: SearchResults) -> list[Trial]:
     """Return the trials that an earlier call recorded in ``directory``."""
-    if directory is None or not (Path(directory) / "results.json").exists():
+    if not (directory / "results.json").exists():
         return []
     earlier = load_results(directory)
-    if (earlier.base, earlier.data) != (results.base, results.data):
-        raise CheckpointError(f"{directory}: it holds a search with another base or data; name another directory.")
+    was, now = earlier.identity(), results.identity()
+    if differ := [name for name in now if was[name] != now[name]]:
+        remedy = "name another directory"
+        raise CheckpointError(f"{directory}: it holds a search with another {' and '.join(differ)}; {remedy}.")
     return earlier.trials
 
 
-def _so_far(results: SearchResults) -> str:
-    """Return the best so far in words."""
-    best = max((t for t in results.trials if t.epochs), key=lambda t: _merit(t, results.base.select_by), default=None)
-    return f"best validation accuracy {best.valid_accuracy:.4f} with {best.settings}" if best else ""
+class _Progress:
+    """Shows trials that have ended: a bar with the best so far and the time left, in a notebook a table as well.
+
+    Where there is neither terminal nor notebook, it prints a line for each.
+    """
+
+    def __init__(self, rungs: list[tuple[int, int]], seeds: int, wanted: bool) -> None:
+        from tqdm.auto import tqdm
+
+        before = [0, *(epochs for _, epochs in rungs)]
+        self.gain = {epochs: epochs - b for (_, epochs), b in zip(rungs, before, strict=False)}
+        self.table, self.handle = wanted and in_notebook(), None
+        live = wanted and (self.table or sys.stderr.isatty())
+        self.lines, total = wanted and not live, sum(n * seeds * self.gain[epochs] for n, epochs in rungs)
+        self.bar = tqdm(total=total, unit="epoch", dynamic_ncols=True, **{} if live else {"disable": True})
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+    def __call__(self, results: SearchResults, trial: Trial, epochs: int) -> None:
+        """Show ``trial``, which has ended on the rung with ``epochs``."""
+        select_by = results.base.select_by
+        self.bar.update(self.gain[epochs])
+        if self.lines:
+            print(f"trial {trial.number} {trial.status}: {trial.error or describe(trial)}")
+        ended = [t for t in results.trials if t.epochs]
+        if ended:
+            self.bar.set_postfix_str(f"best: {describe(max(ended, key=lambda t: t.merit(select_by)))}")
+        if self.table:
+            self._show_table(results.to_dataframe().sort_values(select_by, ascending=select_by == "valid_loss"))
+
+    def _show_table(self, table: Any) -> None:
+        from IPython.display import display
+
+        if self.handle is None:
+            self.handle = display(table.head(10), display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self.handle.update(table.head(10))
