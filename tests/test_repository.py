@@ -29,6 +29,7 @@ FLOORS = {
     "model": 2.5,
     "optimizers": 2.5,
     "gradcheck": 3,
+    "exercises": 3,
     "checkpoints": 3,
     "evaluation": 3.5,
     "rundir": 3.5,
@@ -160,6 +161,7 @@ def test_no_path_of_a_machine_is_tracked():
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))  # they run in tests/test_exercises.py
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -175,7 +177,7 @@ def test_committed_notebook_was_run_once_in_order(path: Path):
     assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *SOLUTIONS], ids=lambda path: path.stem)
 def test_committed_notebook_knows_no_machine(path: Path):
     notebook = nbformat.read(path, as_version=4)
     text = json.dumps(_without_pictures(notebook))
