@@ -16,7 +16,7 @@ ORDER, AUGMENTATION, DROPOUT = 1, 2, 3  # streams of random numbers, apart from 
 
 
 class Batches:
-    """The batches of ``split`` for ``model`` as ``hp`` wants them. A step's arrays are the same memory at every step."""
+    """The batches of ``split`` for ``model``, as ``hp`` wants them; each step writes into the same memory."""
 
     def __init__(self, split: Split, model: MLP, hp: Hyperparameters) -> None:
         self.split, self.model, self.hp = split, model, hp

@@ -183,9 +183,7 @@ def test_augmentation_in_a_workspace_is_the_same():
     first = augment(pictures(9), np.random.default_rng(1), flip=True, shift=2, workspace=workspace)
     again = augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2, workspace=workspace)
     assert np.shares_memory(first, again)
-    np.testing.assert_array_equal(
-        again, augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2)
-    )
+    np.testing.assert_array_equal(again, augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2))
 
 
 def test_augmentation_refuses_what_is_no_image():
