@@ -7,7 +7,7 @@ import numpy as np
 
 from nnlib.errors import HyperparameterError, did_you_mean
 from nnlib.hyperparameters import PREPROCESSING
-from nnlib.products import Workspace, product
+from nnlib.products import Workspace, add_gram, product
 
 Array = np.ndarray[Any, Any]
 
@@ -100,7 +100,7 @@ def _fit_whitening(flat: Array, components: int, floor: float, turn_back: bool) 
     covariance = np.zeros((n_pixels, n_pixels), np.float32)
     for start in range(0, len(flat), 2000):  # in pieces: the images as floats would need four times their memory
         x = (flat[start : start + 2000] - mean) / 255
-        product(x.T, x, out=covariance, factor=1.0)
+        add_gram(covariance, x)  # eigh reads no more than the lower triangle
     covariance /= len(flat)
     mean_variance = np.trace(covariance) / n_pixels
     variances, axes = eigh(covariance, subset_by_index=[n_pixels - keep, n_pixels - 1], overwrite_a=True)
