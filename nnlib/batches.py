@@ -7,7 +7,7 @@ import numpy as np
 
 from nnlib.datasets import Split
 from nnlib.hyperparameters import Hyperparameters
-from nnlib.model import MLP
+from nnlib.model import MLP, Masks
 from nnlib.preprocessing import augment
 from nnlib.products import Workspace
 
@@ -36,11 +36,15 @@ class Batches:
             self._order_of = epoch
         return self._order
 
-    def __getitem__(self, step: int) -> tuple[Array, Array]:
-        """Return the inputs (B, D) and the labels (B,) of ``step``, counted from 0 over all epochs."""
+    def __getitem__(self, step: int) -> tuple[Array, Array, Masks]:
+        """Return inputs (B, D), labels (B,) and dropout masks of ``step``, counted from 0 over all epochs."""
+        hp = self.hp
         epoch, batch = divmod(step, self.per_epoch)
-        chosen = self.order(epoch)[batch * self.hp.batch_size :][: self.hp.batch_size]
-        return self.inputs(chosen, step), self.split.labels[chosen]
+        chosen = self.order(epoch)[batch * hp.batch_size :][: hp.batch_size]
+        masks: Masks = ()
+        if hp.dropout or hp.input_dropout:
+            masks = self.model.dropout_masks(len(chosen), self.rng(DROPOUT, step), hp.dropout, hp.input_dropout)
+        return self.inputs(chosen, step), self.split.labels[chosen], masks
 
     def inputs(self, chosen: Array, step: int) -> Array:
         """Return the network's inputs (B, D) for the images ``chosen`` (B,), augmented for ``step``."""

@@ -126,10 +126,10 @@ class MLP:
         delta = dlogits
         for layer in range(self.n_layers, 0, -1):
             dW, db = out[f"W{layer}"], out[f"b{layer}"]
+            db[:] = (factor * db if factor else 0) + delta.sum(axis=0)
             product(self._inputs[layer - 1].T, delta, out=dW, factor=factor)  # (fan_in, B) @ (B, fan_out)
             if l2:
                 add_scaled(dW, self.parameters[f"W{layer}"], l2)
-            db[:] = (factor * db if factor else 0) + delta.sum(axis=0)
             if layer > 1:
                 delta = self._through_activation(layer - 1, self._to_inputs(layer, delta))
         self._delta = delta

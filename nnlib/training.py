@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from nnlib.batches import DROPOUT, Batches
+from nnlib.batches import Batches
 from nnlib.callbacks import Callback, interrupts, reporters, warnings_of
 from nnlib.checkpoints import load_model
 from nnlib.datasets import Dataset
@@ -228,9 +228,8 @@ class Trainer:
 
     def _train_step(self) -> None:
         """One update on the next batch."""
-        hp, model = self.hp, self.model
-        x, labels = self.batches[self.step]
-        masks = model.dropout_masks(len(x), self.batches.rng(DROPOUT, self.step), hp.dropout, hp.input_dropout)
+        model = self.model
+        x, labels, masks = self.batches[self.step]
         with np.errstate(all="ignore"):  # a loss that is not finite is told in words below
             logits = model.forward(x, masks)
             loss, dlogits = self.loss_function(logits, labels)

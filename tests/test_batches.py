@@ -25,7 +25,8 @@ def test_inputs_and_labels_belong_together():
     assert made.per_epoch == 4
     seen = []
     for step in range(8):
-        x, labels = made[step]
+        x, labels, masks = made[step]
+        assert masks == ()
         np.testing.assert_allclose(x, np.repeat(labels[:, None] / 255, 4, axis=1), rtol=1e-6)
         seen.append(labels)
     assert [len(labels) for labels in seen] == [32, 32, 32, 4] * 2
@@ -35,13 +36,15 @@ def test_inputs_and_labels_belong_together():
 
 
 def test_a_step_is_the_same_whatever_came_before_it():
-    hp = HP.replace(flip=True, shift=1)
-    x, labels = batches(hp)[6]
+    hp = HP.replace(flip=True, shift=1, input_dropout=0.5)
+    x, labels, masks = batches(hp)[6]
+    x, masks = x.copy(), [mask.copy() for mask in masks]
     other = batches(hp)
     for step in (3, 0, 7, 6):
-        again, again_labels = other[step]
+        again, again_labels, again_masks = other[step]
     np.testing.assert_array_equal(again, x)
     np.testing.assert_array_equal(again_labels, labels)
+    np.testing.assert_array_equal(again_masks[0], masks[0])
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7])
@@ -53,5 +56,5 @@ def test_the_order_is_the_permutation_that_its_generator_gives(epoch):
 
 def test_images_that_are_floats_are_taken_as_they_are():
     images = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
-    x, labels = batches(split=nnlib.Split(images, np.arange(100)))[2]
+    x, labels, _ = batches(split=nnlib.Split(images, np.arange(100)))[2]
     np.testing.assert_array_equal(x, images[labels])
