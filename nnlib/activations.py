@@ -115,7 +115,7 @@ class LeakyReLU(Activation):
         return np.maximum(z, np.multiply(z, self.slope, out=out), out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
-        return np.maximum(_is_positive(z, out), self.slope, out=out)
+        return np.maximum(_is_positive(a, out), self.slope, out=out)  # a is nearer than z: the next layer read it
 
 
 @register_activation("elu")

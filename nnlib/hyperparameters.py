@@ -168,5 +168,9 @@ RECIPES: dict[str, Hyperparameters] = {
         hidden_sizes=(512, 256), preprocessing="whiten", components=256, flip=True, shift=2, l2=5e-4, epochs=16,
         learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine", warmup_steps=200,
     ),
+    "fast": Hyperparameters(
+        hidden_sizes=(512, 256), preprocessing="whiten", components=192, flip=True, shift=1, l2=2e-3, epochs=5,
+        learning_rate=0.2, momentum=0.9, nesterov=True, schedule="cosine", warmup_steps=60,
+    ),
 }
 # fmt: on

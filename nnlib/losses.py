@@ -41,8 +41,10 @@ def softmax_cross_entropy(
         raise HyperparameterError(f"labels: {bad} is not one of the classes 0 ... {n_classes - 1}.")
     log_p = log_softmax(logits)
     rows = np.arange(len(labels))
-    weights = np.ones(len(labels)) if class_weights is None else np.asarray(class_weights)[labels]
-    weights = (weights / weights.sum()).astype(logits.real.dtype)
+    weights = np.full(len(labels), 1 / len(labels), logits.real.dtype)
+    if class_weights is not None:
+        weights = np.asarray(class_weights)[labels]
+        weights = (weights / weights.sum()).astype(logits.real.dtype)
     loss = -(weights * log_p[rows, labels]).sum() * (1 - label_smoothing)
     if label_smoothing:
         loss -= (weights * log_p.mean(axis=1)).sum() * label_smoothing

@@ -16,7 +16,7 @@ from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.initialisation import initial_weights
 from nnlib.losses import l2_penalty, softmax, softmax_cross_entropy
 from nnlib.preprocessing import Preprocessing
-from nnlib.products import add_scaled, product
+from nnlib.products import Workspace, add_scaled, product, sum_of_squares
 
 Array = np.ndarray[Any, Any]
 Loss = Callable[[Array, Array], tuple[Any, Array]]
@@ -63,7 +63,7 @@ class MLP:
             raise HyperparameterError(f"classes: {len(self.classes)} names for {n_classes} outputs.")
         self.info: dict[str, Any] = {}  # where the weights come from: kept by checkpoints, used by nobody
         self.parameters: dict[str, Array] = self.initial_parameters()
-        self._buffers: dict[str, Array] = {}
+        self._workspace = Workspace()
 
     @property
     def n_layers(self) -> int:
@@ -126,10 +126,10 @@ class MLP:
         delta = dlogits
         for layer in range(self.n_layers, 0, -1):
             dW, db = out[f"W{layer}"], out[f"b{layer}"]
+            db[:] = (factor * db if factor else 0) + delta.sum(axis=0)
             product(self._inputs[layer - 1].T, delta, out=dW, factor=factor)  # (fan_in, B) @ (B, fan_out)
             if l2:
                 add_scaled(dW, self.parameters[f"W{layer}"], l2)
-            db[:] = (factor * db if factor else 0) + delta.sum(axis=0)
             if layer > 1:
                 delta = self._through_activation(layer - 1, self._to_inputs(layer, delta))
         self._delta = delta
@@ -199,8 +199,11 @@ class MLP:
             masks.append(mask)
         return tuple(masks)
 
-    def inputs(self, images: Array) -> Array:
-        """Return the inputs (B, D) for ``images``: uint8 pixels are preprocessed, floats taken as they are."""
+    def inputs(self, images: Array, workspace: Workspace | None = None) -> Array:
+        """Return the inputs (B, D) for ``images``: uint8 pixels are preprocessed, floats taken as they are.
+
+        With a ``workspace`` they may lie in it, until the next call.
+        """
         if images.dtype.kind != "f" and images.dtype != np.uint8:
             raise HyperparameterError(
                 f"images: {images.dtype} is not allowed; uint8 pixels, or inputs that are floats."
@@ -209,12 +212,12 @@ class MLP:
             return np.ascontiguousarray(images.reshape(len(images), -1), self.dtype)
         if self.preprocessing is None:
             return images.reshape(len(images), -1) * self.dtype.type(1 / 255)
-        return self.preprocessing.transform(images).astype(self.dtype, copy=False)
+        return self.preprocessing.transform(images, workspace).astype(self.dtype, copy=False)
 
     def predict_logits(self, images: Array, batch_size: int = 1000) -> Array:
         """Return the logits (N, K) of uint8 images (N, ...) or float inputs (N, D), a batch at a time."""
         starts = range(0, len(images), batch_size)
-        batches = [self.forward(self.inputs(images[s : s + batch_size])) for s in starts]
+        batches = [self.forward(self.inputs(images[s : s + batch_size], self._workspace)) for s in starts]
         return np.concatenate(batches) if batches else np.empty((0, self.layer_sizes[-1]), self.dtype)
 
     def predict_proba(self, images: Array) -> Array:
@@ -228,7 +231,7 @@ class MLP:
     def astype(self, dtype: Any) -> "MLP":
         """Return a copy of this network whose parameters are of another dtype."""
         twin = copy.copy(self)
-        twin.dtype, twin._buffers = np.dtype(dtype), {}
+        twin.dtype, twin._workspace = np.dtype(dtype), Workspace()
         twin.parameters = {name: p.astype(dtype) for name, p in self.parameters.items()}
         return twin
 
@@ -249,11 +252,7 @@ class MLP:
         return np.multiply(a, self._masks[layer], out=self._buffer(f"m{layer}", a.shape)) if self._masks else a
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Return an uninitialised array that is the same memory at every step, for batches up to the largest seen."""
-        buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < shape[0]:
-            buffer = self._buffers[name] = np.empty(shape, self.dtype)
-        return buffer[: shape[0]]
+        return self._workspace.array(name, shape, self.dtype)
 
     def _refuse_unfit(self, x: Array) -> None:
         width = self.layer_sizes[0]
@@ -265,7 +264,8 @@ class MLP:
                 f"model.inputs(images) for uint8 images, or MLP(..., dtype=...)."
             )
         with np.errstate(all="ignore"):
-            if not np.isfinite(x.sum()):  # one sum tells of any NaN or infinity, without a temporary array
+            # one sum tells of any NaN or infinity, without a temporary array; that of the squares may overflow
+            if not np.isfinite(sum_of_squares(x)) and not np.isfinite(x.sum()):
                 raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
 
     def _checked_labels(self, labels: Array, n: int) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 
 from nnlib.errors import HyperparameterError, did_you_mean
 from nnlib.hyperparameters import PREPROCESSING
-from nnlib.products import product
+from nnlib.products import Workspace, add_gram, product
 
 Array = np.ndarray[Any, Any]
 
@@ -28,19 +28,22 @@ class Preprocessing:
         """How many numbers the network sees of one image."""
         return len(self.scale) if self.matrix is None else self.matrix.shape[1]
 
-    def transform(self, images: Array, pixels: Array | None = None, out: Array | None = None) -> Array:
+    def transform(self, images: Array, workspace: Workspace | None = None) -> Array:
         """Return the network's inputs (B, n_inputs) float32 for ``images`` (B, ...) uint8.
 
-        ``pixels`` (B, D) and ``out`` (B, n_inputs) are buffers to work in; without them new arrays are made.
+        With a ``workspace`` they lie in it, until the next call.
         """
+        workspace = Workspace() if workspace is None else workspace
         flat = images.reshape(len(images), -1)
         if flat.shape[1] != len(self.scale):
             raise HyperparameterError(
                 f"images: {flat.shape[1]} numbers an image, but the network was made for {len(self.scale)}."
             )
-        x = np.multiply(flat, self.scale, out=out if self.matrix is None else pixels, dtype=np.float32)
+        x = np.multiply(flat, self.scale, out=workspace.array("pixels", flat.shape), dtype=np.float32)
         x += self.offset
-        return x if self.matrix is None else product(x, self.matrix, out=out)
+        if self.matrix is None:
+            return x
+        return product(x, self.matrix, out=workspace.array("inputs", (len(x), self.n_inputs)))
 
     def fold(self, weights: Array, bias: Array) -> tuple[Array, Array]:
         """Return first-layer weights (D, H) and bias (H,) that take raw pixels where the given ones take inputs."""
@@ -97,7 +100,7 @@ def _fit_whitening(flat: Array, components: int, floor: float, turn_back: bool) 
     covariance = np.zeros((n_pixels, n_pixels), np.float32)
     for start in range(0, len(flat), 2000):  # in pieces: the images as floats would need four times their memory
         x = (flat[start : start + 2000] - mean) / 255
-        product(x.T, x, out=covariance, factor=1.0)
+        add_gram(covariance, x)  # eigh reads no more than the lower triangle
     covariance /= len(flat)
     mean_variance = np.trace(covariance) / n_pixels
     variances, axes = eigh(covariance, subset_by_index=[n_pixels - keep, n_pixels - 1], overwrite_a=True)
@@ -109,22 +112,36 @@ def _fit_whitening(flat: Array, components: int, floor: float, turn_back: bool) 
     return Preprocessing(scale, -mean / 255, matrix)
 
 
-def augment(images: Array, rng: np.random.Generator, *, flip: bool = False, shift: int = 0) -> Array:
-    """Return ``images`` (B, C, H, W), half of them mirrored and all moved by up to ``shift`` pixels each way.
+def augment(
+    images: Array, rng: np.random.Generator, *, flip: bool = False, shift: int = 0, workspace: Workspace | None = None
+) -> Array:
+    """Return ``images`` (B, C, H, W), all moved by up to ``shift`` pixels each way and then half of them mirrored.
 
     The edge pixels are repeated where a moved image would be empty. Draws the same numbers from ``rng`` in the same
-    order whatever the images are. Raises HyperparameterError for arrays of other dimensions.
+    order whatever the images are. With a ``workspace`` the result lies in it, until the next call. Raises
+    HyperparameterError for arrays of other dimensions.
     """
     if images.ndim != 4:
         raise HyperparameterError(f"flip, shift: they need images (B, C, H, W), but these are {images.shape}.")
+    workspace = Workspace() if workspace is None else workspace
     n, _, height, width = images.shape
-    images = images.copy()
-    if flip:
-        mirrored = rng.random(n) < 0.5
-        images[mirrored] = images[mirrored][..., ::-1]
-    if shift:
-        top, left = rng.integers(0, 2 * shift + 1, (2, n)).tolist()
-        padded = np.pad(images, ((0, 0), (0, 0), (shift, shift), (shift, shift)), mode="edge")
-        for i in range(n):  # slices copy whole rows: three times faster than one gather of all pixels
-            images[i] = padded[i, :, top[i] : top[i] + height, left[i] : left[i] + width]
-    return images
+    mirrored = rng.random(n) < (0.5 if flip else 0)
+    top, left = rng.integers(0, 2 * shift + 1, (2, n)).tolist()
+    padded = _padded(images, shift, workspace)
+    out = workspace.array("augmented", images.shape, images.dtype)
+    for i, mirror in enumerate(mirrored.tolist()):  # slices copy whole rows: faster than one gather of all pixels
+        window = padded[i, :, top[i] : top[i] + height, left[i] : left[i] + width]
+        out[i] = window[..., ::-1] if mirror else window
+    return out
+
+
+def _padded(images: Array, by: int, workspace: Workspace) -> Array:
+    """Return images with their edge pixels repeated ``by`` times on every side."""
+    if not by:
+        return images
+    n, channels, height, width = images.shape
+    padded = workspace.array("padded", (n, channels, height + 2 * by, width + 2 * by), images.dtype)
+    padded[..., by:-by, by:-by] = images
+    padded[..., by:-by, :by], padded[..., by:-by, -by:] = images[..., :1], images[..., -1:]
+    padded[..., :by, :], padded[..., -by:, :] = padded[..., by : by + 1, :], padded[..., -by - 1 : -by, :]
+    return padded

@@ -5,7 +5,9 @@ products of a training step go through here, because NumPy and SciPy each carry 
 two such pools fight over the cores when calls alternate.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -48,3 +50,40 @@ def add_scaled(out: Array, a: Array, factor: float) -> Array:
     """Add ``factor * a`` to ``out`` in place, in one pass and without a temporary array; both C-contiguous."""
     _blas("axpy", out.dtype)(a.reshape(-1), out.reshape(-1), a=factor)
     return out
+
+
+def add_gram(out: Array, x: Array) -> Array:
+    """Add x' x to the lower triangle of ``out`` (n, n) in place, at half the cost of the whole; both C-contiguous."""
+    _blas("syrk", out.dtype)(1.0, x.T, beta=1.0, c=out.T, overwrite_c=True)
+    return out
+
+
+class Workspace(dict[str, Array]):
+    """Arrays by name that are the same memory at every step, so that a step allocates nothing large."""
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
+        """Return an uninitialised array over the memory called ``name``, which grows to the largest shape asked for."""
+        size, memory = math.prod(shape), self.get(name)
+        if memory is None or memory.size < size or memory.dtype != dtype:
+            memory = self[name] = np.empty(size, dtype)
+        return memory[:size].reshape(shape)
+
+
+@cache
+def _controller() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    _blas("gemm", np.dtype(np.float32))  # the controller knows the libraries that are loaded when it is made
+    return ThreadpoolController()
+
+
+@contextmanager
+def blas_threads(most: int) -> Iterator[None]:
+    """Let each BLAS of this process use at most ``most`` threads until the end of the ``with``, then as many as before.
+
+    A BLAS that was already limited to fewer, by an environment variable or by threadpoolctl, stays so.
+    """
+    blas = _controller().select(user_api="blas")
+    least = min((library["num_threads"] for library in blas.info()), default=most)
+    with blas.limit(limits=min(most, least)):
+        yield

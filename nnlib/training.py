@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from nnlib.batches import Batches
 from nnlib.callbacks import Callback, interrupts, reporters, warnings_of
 from nnlib.checkpoints import load_model
 from nnlib.datasets import Dataset
@@ -31,11 +32,10 @@ from nnlib.hyperparameters import Hyperparameters
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP, Array, Loss, fingerprint
 from nnlib.optimizers import SGD
-from nnlib.preprocessing import Preprocessing, augment, fit_preprocessing
+from nnlib.preprocessing import Preprocessing, fit_preprocessing
+from nnlib.products import blas_threads
 from nnlib.rundir import Record, RunDirectory
 from nnlib.schedules import make_schedule
-
-ORDER, AUGMENTATION, DROPOUT = 1, 2, 3  # streams of random numbers, apart from each other and from the first weights
 
 
 class History(list[Record]):
@@ -121,6 +121,7 @@ class Trainer:
     init: MLP | None = None
     keep_best: int = 1
     loss: Loss | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         hp, data = self.hp, self.data
@@ -128,6 +129,8 @@ class Trainer:
             raise DataError(f"{len(data.train)} training and {len(data.valid)} validation images: both are needed.")
         if self.keep_best < 1 or (self.keep_best > 1 and self.run_dir is None):
             raise HyperparameterError(f"keep_best: {self.keep_best} is not allowed; 1, or more with a run_dir.")
+        if self.threads is not None and self.threads < 1:
+            raise HyperparameterError(f"threads: {self.threads} is not allowed; at least 1, or None.")
         self.model = build_model(hp, data, self.init)
         self.initial = {"seed": hp.seed, "sha256": fingerprint(self.model.parameters)}
         self.first_norms = {n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"}
@@ -140,7 +143,8 @@ class Trainer:
             self.evaluated = self.model.astype(self.model.dtype)
             self.evaluated.parameters = self.optimizer.average
         self.n_train = len(data.train.labels)
-        self.steps_per_epoch = math.ceil(self.n_train / hp.batch_size)
+        self.batches = Batches(data.train, self.model, hp)
+        self.steps_per_epoch = self.batches.per_epoch
         self.until, self.stopped, self.warnings = hp.epochs, "", dict[str, str]()
         names = ("decay_rate", "decay_every", "min_learning_rate", "warmup_steps")
         steps, options = hp.epochs * self.steps_per_epoch, {name: getattr(hp, name) for name in names}
@@ -149,7 +153,6 @@ class Trainer:
         self.best_parameters = {name: p.copy() for name, p in self.evaluated.parameters.items()}
         self.directory = RunDirectory(self.run_dir) if self.run_dir is not None else None
         self.callbacks = [*reporters(self.progress), *self.callbacks]
-        self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
 
     @property
     def epoch(self) -> int:
@@ -182,6 +185,7 @@ class Trainer:
         self.until = min(until or self.hp.epochs, self.hp.epochs)
         try:
             with ExitStack() as stack:
+                stack.enter_context(blas_threads(self.threads or useful_threads(self.model, self.hp.batch_size)))
                 if self.directory is not None:
                     stack.enter_context(self.directory.locked())
                     self.directory.open(self, self.resume)
@@ -212,24 +216,20 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         """Do the rest of the present epoch: all of it, or what a run that was broken off had left."""
-        done = self.step - self.epoch * self.steps_per_epoch
-        for batch in range(done, self.steps_per_epoch):
+        end = (self.epoch + 1) * self.steps_per_epoch
+        while self.step < end:
             started = time.perf_counter()
-            self._train_step(batch)
+            self._train_step()
             self.tally.seconds += time.perf_counter() - started
             self._call("on_step")
-            if self.stopped and batch < self.steps_per_epoch - 1:
+            if self.stopped and self.step < end:
                 return self._save()
         self._finish_epoch()
 
-    def _train_step(self, batch: int) -> None:
-        """One update on one batch of the present epoch's order."""
-        hp, model = self.hp, self.model
-        start = batch * hp.batch_size
-        chosen = self._epoch_order()[start : start + hp.batch_size]
-        labels = self.data.train.labels[chosen]
-        x = self._inputs(chosen)
-        masks = model.dropout_masks(len(x), self._rng(DROPOUT, self.step), hp.dropout, hp.input_dropout)
+    def _train_step(self) -> None:
+        """One update on the next batch."""
+        model = self.model
+        x, labels, masks = self.batches[self.step]
         with np.errstate(all="ignore"):  # a loss that is not finite is told in words below
             logits = model.forward(x, masks)
             loss, dlogits = self.loss_function(logits, labels)
@@ -241,21 +241,6 @@ class Trainer:
         self.tally.loss += self.last_loss * len(x)
         self.tally.correct += int((logits.argmax(axis=1) == labels).sum())
         self.tally.seen += len(x)
-
-    def _inputs(self, chosen: Array) -> Array:
-        """Return the network's inputs for the training images ``chosen``, augmented for this step."""
-        images = self.data.train.images[chosen]
-        if self.hp.flip or self.hp.shift:
-            images = augment(images, self._rng(AUGMENTATION, self.step), flip=self.hp.flip, shift=self.hp.shift)
-        return self.model.inputs(images)
-
-    def _epoch_order(self) -> Array:
-        if self._order[0] != self.epoch:
-            self._order = (self.epoch, self._rng(ORDER, self.epoch).permutation(self.n_train))
-        return self._order[1]
-
-    def _rng(self, stream: int, index: int) -> np.random.Generator:
-        return np.random.default_rng([self.hp.seed, stream, index])
 
     def _finish_epoch(self) -> None:
         """Validate, record, keep the weights if they are the best so far, and save."""
@@ -323,6 +308,7 @@ def train(
     init: MLP | None = None,
     keep_best: int = 1,
     loss: Loss | None = None,
+    threads: int | None = None,
 ) -> TrainingRun:
     """Train a network as ``hp`` says on ``data.train``, validating on ``data.valid`` after each epoch.
 
@@ -335,12 +321,14 @@ def train(
     - ``keep_best=1`` is how many models ``run_dir`` keeps: ``best.npz``, and the next best by their epochs, such as
       ``best-epoch-0007.npz``;
     - ``loss=None``: a function of (logits, labels) that returns (value, dlogits), to train by instead of
-      ``softmax_cross_entropy``, which measures validation in any case.
+      ``softmax_cross_entropy``, which measures validation in any case;
+    - ``threads=None``: how many threads BLAS uses during the run, in the whole process; None gives small networks one.
+      Beside other busy processes 1 can be many times faster than more, for threads wait for each other.
 
     Ctrl-C ends the run after the present step and returns it. Raises TrainingDiverged, CheckpointError if ``run_dir``
     belongs to another run or cannot be written, and what a callback raises; each has the run so far as ``error.run``.
     """
-    return Trainer(hp, data, run_dir, resume, progress, callbacks, init, keep_best, loss).run()
+    return Trainer(hp, data, run_dir, resume, progress, callbacks, init, keep_best, loss, threads).run()
 
 
 @dataclass(frozen=True)
@@ -410,6 +398,17 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
             raise HyperparameterError(f"init: its layers are {given}, but hp and data need {needed}.")
         model.parameters = {name: p.astype(model.dtype) for name, p in init.parameters.items()}
     return model
+
+
+def useful_threads(model: MLP, batch_size: int) -> int:
+    """Return how many BLAS threads a step's products can use: one for each 32 million multiplications going forward.
+
+    With less to do they wait for each other longer than they work; 07_performance measures it.
+    """
+    weights = sum(W.size for name, W in model.parameters.items() if name[0] == "W")
+    if model.preprocessing is not None and model.preprocessing.matrix is not None:
+        weights += model.preprocessing.matrix.size
+    return max(batch_size * weights // 32_000_000, 1)
 
 
 _last_fit: dict[tuple[Any, ...], Preprocessing] = {}

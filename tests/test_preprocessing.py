@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import nnlib
 from nnlib.preprocessing import augment, fit_preprocessing
+from nnlib.products import Workspace
 from nnlib.training import build_model
 
 KINDS = ("scale", "standardise", "whiten", "zca")
@@ -89,9 +90,11 @@ def test_a_sample_of_20_000_is_drawn_by_the_seed():
 def test_buffers_change_nothing(kind):
     images = pictures(9)
     fitted = fit_preprocessing(kind, pictures(), components=5)
-    out, pixels = np.full((9, fitted.n_inputs), np.nan, np.float32), np.full((9, 60), np.nan, np.float32)
-    assert fitted.transform(images, pixels=pixels, out=out) is out
-    np.testing.assert_array_equal(out, fitted.transform(images))
+    workspace = Workspace()
+    first = fitted.transform(pictures(12, seed=1), workspace)
+    again = fitted.transform(images, workspace)
+    assert np.shares_memory(first, again)
+    np.testing.assert_array_equal(again, fitted.transform(images))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,6 +176,14 @@ def test_augmentation_draws_the_same_numbers_whatever_the_images_are():
     augment(pictures(5), one, flip=True, shift=2)
     augment(pictures(5, seed=9, shape=(1, 8, 8)), other, flip=True, shift=2)
     assert one.random() == other.random()
+
+
+def test_augmentation_in_a_workspace_is_the_same():
+    workspace = Workspace()
+    first = augment(pictures(9), np.random.default_rng(1), flip=True, shift=2, workspace=workspace)
+    again = augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2, workspace=workspace)
+    assert np.shares_memory(first, again)
+    np.testing.assert_array_equal(again, augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2))
 
 
 def test_augmentation_refuses_what_is_no_image():

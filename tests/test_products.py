@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnlib.products import add_scaled, product, sum_of_squares
+from nnlib.products import add_gram, add_scaled, product, sum_of_squares
 
 EPSILON = {np.float32: 2.0**-23, np.float64: 2.0**-52, np.complex128: 2.0**-52}
 sizes = st.integers(1, 7)
@@ -60,3 +60,10 @@ def test_add_scaled_in_place(dtype):
 def test_sum_of_squares(dtype):
     a = (np.arange(12).reshape(3, 4) + (1j if dtype is np.complex128 else 0)).astype(dtype)
     np.testing.assert_allclose(sum_of_squares(a), (a * a).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_add_gram_fills_the_lower_triangle_alone(dtype):
+    x, out = np.arange(12, dtype=dtype).reshape(4, 3), np.ones((3, 3), dtype)
+    assert add_gram(out, x) is out
+    np.testing.assert_array_equal(out, np.where(np.tri(3), 1 + x.T @ x, 1))

@@ -28,6 +28,7 @@ FLOORS = {
     "preprocessing": 2,
     "model": 2.5,
     "optimizers": 2.5,
+    "batches": 3,
     "gradcheck": 3,
     "exercises": 3,
     "checkpoints": 3,

@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import nnlib
+from nnlib.batches import Batches
 from nnlib.callbacks import Callback, layer_health
 from nnlib.checkpoints import read_arrays, write_arrays
 from nnlib.losses import softmax_cross_entropy
@@ -26,7 +28,7 @@ from nnlib.optimizers import SGD
 from nnlib.preprocessing import augment, fit_preprocessing
 from nnlib.rundir import RunDirectory, _commit
 from nnlib.schedules import make_schedule
-from nnlib.training import Trainer
+from nnlib.training import Trainer, useful_threads
 
 
 def pictures(n: int, seed: int) -> nnlib.Dataset:
@@ -179,12 +181,14 @@ def test_twenty_images_are_learnt_to_a_loss_below_a_thousandth():
 def test_every_image_once_an_epoch_in_an_order_of_its_own():
     seen = []
 
-    class Watching(Trainer):
-        def _inputs(self, chosen):
-            seen.append(chosen)
-            return super()._inputs(chosen)
+    class Watching(Batches):
+        def inputs(self, chosen, step):
+            seen.append(chosen.copy())
+            return super().inputs(chosen, step)
 
-    Watching(PLAIN, DATA, progress=False).run()
+    trainer = Trainer(PLAIN, DATA, progress=False)
+    trainer.batches = Watching(DATA.train, trainer.model, PLAIN)
+    trainer.run()
     assert [len(chosen) for chosen in seen] == [16, 16, 16, 16, 16, 16, 4] * 3
     orders = np.concatenate(seen).reshape(3, 100)
     np.testing.assert_array_equal(np.sort(orders), [range(100)] * 3)
@@ -194,10 +198,10 @@ def test_every_image_once_an_epoch_in_an_order_of_its_own():
 def test_seeds_of_weights_order_augmentation_and_dropout_are_streams_of_their_own():
     trainers = [Trainer(hp, DATA, progress=False) for hp in (PLAIN, PLAIN.replace(flip=True, shift=2, dropout=0.5))]
     for trainer in trainers:
-        trainer._inputs(np.arange(16))  # draws augmentation, where there is any
-    np.testing.assert_array_equal(*(trainer._epoch_order() for trainer in trainers))
+        trainer.batches.inputs(np.arange(16), 0)  # draws augmentation, where there is any
+    np.testing.assert_array_equal(*(trainer.batches.order(0) for trainer in trainers))
     np.testing.assert_array_equal(*(trainer.model.parameters["W1"] for trainer in trainers))
-    draws = {trainers[0]._rng(stream, index).random() for stream in (1, 2, 3) for index in range(50)}
+    draws = {trainers[0].batches.rng(stream, index).random() for stream in (1, 2, 3) for index in range(50)}
     assert len(draws) == 150
 
 
@@ -208,6 +212,66 @@ def test_same_seed_same_bits_whatever_the_process_did_before():
     train(EVERYTHING.replace(whitening_floor=1))
     assert same(first, train(EVERYTHING))
     assert not same(first, train(EVERYTHING.replace(seed=4)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessing": "standardise", "activation": "relu"},
+        {"preprocessing": "whiten", "components": 64, "activation": "leaky_relu", "dropout": 0.2, "input_dropout": 0.1},
+        {"preprocessing": "scale", "activation": "tanh", "nesterov": True, "clip_norm": 1.0, "ema": 0.99},
+        {"preprocessing": "standardise", "activation": "sigmoid", "decoupled_l2": True},
+    ],
+)
+def test_steps_allocate_nothing_large(changes):
+    data = nnlib.load_dataset("standin", n_train=1024, n_valid=100, n_test=10)
+    common = {"hidden_sizes": (512, 256), "flip": True, "shift": 2, "momentum": 0.9, "l2": 1e-3, "label_smoothing": 0.1}
+    trainer = Trainer(nnlib.Hyperparameters(**common, **changes), data, progress=False)
+    trainer._train_step()
+    largest = 0
+    tracemalloc.start()
+    for _ in range(6):  # into the second epoch
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        trainer._train_step()
+        largest = max(largest, tracemalloc.get_traced_memory()[1] - before)
+    tracemalloc.stop()
+    assert largest < 100_000  # a batch of float32 inputs would be 3 MB, the first layer's activations 0.5 MB
+
+
+def blas_threads_now() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+class ThreadsSeen(Callback):
+    def on_start(self, trainer):
+        self.seen = blas_threads_now()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: there is nothing to limit")
+def test_a_run_limits_its_own_threads_and_nobody_elses():
+    before, small, told = blas_threads_now(), ThreadsSeen(), ThreadsSeen()
+    with threadpool_limits(limits=2, user_api="blas"):
+        train(PLAIN, DATA, small)
+        assert small.seen == {1} and blas_threads_now() == {2}
+        nnlib.train(PLAIN, DATA, progress=False, callbacks=[told], threads=2)
+        assert told.seen == {2}
+        with pytest.raises(nnlib.TrainingDiverged):
+            train(PLAIN.replace(learning_rate=900), DATA)
+        assert blas_threads_now() == {2}
+    with threadpool_limits(limits=1, user_api="blas"):  # as OPENBLAS_NUM_THREADS=1 does
+        nnlib.train(PLAIN, DATA, progress=False, callbacks=[told], threads=2)
+        assert told.seen == {1}
+    assert blas_threads_now() == before
+    with pytest.raises(nnlib.HyperparameterError, match="threads: 0"):
+        nnlib.train(PLAIN, DATA, threads=0)
+
+
+def test_useful_threads_grow_with_the_work():
+    sizes = [(3072, 64, 32, 10), (3072, 256, 10), (3072, 1024, 256, 10), (3072, 8192, 1024, 10)]
+    threads = [useful_threads(MLP(layers), 256) for layers in sizes]
+    assert threads[0] == 1 and threads == sorted(set(threads))
+    assert useful_threads(MLP(sizes[2]), 1) == 1
 
 
 def test_select_by_decides_whose_weights_are_kept():
@@ -487,7 +551,7 @@ KILLED = """
 import os, random, signal, sys
 from pathlib import Path
 import nnlib
-from nnlib.training import Trainer
+from nnlib.training import Trainer, useful_threads
 sys.path.insert(0, sys.argv[1])
 from test_training import DATA, EVERYTHING, on_disk, same
 
