@@ -416,7 +416,8 @@ def _draw_scale(ax: Axes, x: int, values: list[Any]) -> Array:
         low, high, at = (scale(np.array(v, float)) for v in (known[0], known[-1], values))
         heights, marks = (at - low) / (high - low), {known[0]: 0, known[-1]: 1}
     for value, height in marks.items():
-        ax.text(x, height, f"{value:.4g}" if isinstance(value, float) else str(value), va="center", fontsize=9)
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        ax.text(x, height, text, va="center", fontsize=9, bbox={"color": "white", "alpha": 0.7, "pad": 1})
     return heights
 
 

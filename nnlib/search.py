@@ -68,7 +68,8 @@ def search(
         stack.enter_context(RunDirectory(folder).locked())
         results.trials = _known(folder, results)
         pool, keep = _pool(executor, workers, data, stack), directory is not None or len(rungs) > 1
-        show = stack.enter_context(_Progress(rungs, seeds, progress))
+        show = _Progress(rungs, seeds, progress)
+        stack.callback(show.bar.close)
         ladder = Ladder(results, data, n, rungs, pool, 0 if executor else workers, folder, keep)
         try:
             for trial, epochs in ladder.climb():
@@ -123,7 +124,7 @@ class Ladder:
     def _settings(self) -> Iterator[Settings]:
         """Yield the settings to try: those of the grid, or known ones and new draws that learn from all before."""
         asked = self.results
-        if not _is_drawn(asked.space, asked.method, self.n):
+        if asked.method == "grid" or (asked.method == "halving" and self.n == _size(asked.space)):
             yield from grid(asked.space)
             return
         told = {t.number // asked.seeds: {name: t.settings[name] for name in asked.space} for t in asked.trials}
@@ -214,8 +215,8 @@ class Ladder:
         try:
             ended, state = future.result()
         except CancelledError:
-            again = "Start workers and repeat the call: with a directory, it goes on where it was."
-            raise NNLibError(f"executor: it has given up trial {trial.number}. {again}") from None
+            remedy = "Start workers and repeat the call: with a directory, it goes on where it was."
+            raise NNLibError(f"executor: it has given up trial {trial.number}. {remedy}") from None
         except CheckpointError:  # the disk is full or the folder forbidden, which is not the trial's fault
             raise
         except Exception as error:
@@ -342,24 +343,20 @@ def _plan(
             raise HyperparameterError(f"{name}: {count!r} is not allowed; a whole number from 1.")
     if counts["seeds"] > 1 and "seed" in space:
         raise HyperparameterError(f"seeds: {counts['seeds']} is not allowed with seed in the space; give one of them.")
-    n = n_trials or (27 if method == "halving" else 20)
-    if method == "grid" or (method == "halving" and not _has_ranges(space)):
-        size = sum(1 for _ in grid(space))
-        n = min(n_trials or size, size)
+    if method == "grid":
+        grid(space)  # refuses ranges
+    size = _size(space)
+    whole = int(size) if method in ("grid", "halving") and size < math.inf else 27 if method == "halving" else 20
+    n = int(min(n_trials or whole, size))
     levels = 0
     while method == "halving" and 3 ** (levels + 1) <= min(n, base.epochs):
         levels += 1
     return n, [(n // 3**rung, base.epochs // 3 ** (levels - rung)) for rung in range(levels + 1)]
 
 
-def _has_ranges(space: Mapping[str, Any]) -> bool:
-    return any(isinstance(values, Range) for values in space.values())
-
-
-def _is_drawn(space: Mapping[str, Any], method: str, n: int) -> bool:
-    """Return whether settings are drawn, or all of a grid taken in their order."""
-    whole = not _has_ranges(space) and n == math.prod(map(len, space.values()))
-    return method != "grid" and not (method == "halving" and whole)
+def _size(space: Mapping[str, Any]) -> float:
+    """Return how many settings there are: all combinations of lists, or infinitely many."""
+    return math.prod(math.inf if isinstance(values, Range) else len(values) for values in space.values())
 
 
 def _known(directory: Path, results: SearchResults) -> list[Trial]:
@@ -390,28 +387,19 @@ class _Progress:
         self.lines, total = wanted and not live, sum(n * seeds * self.gain[epochs] for n, epochs in rungs)
         self.bar = tqdm(total=total, unit="epoch", dynamic_ncols=True, **{} if live else {"disable": True})
 
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.close()
-
     def __call__(self, results: SearchResults, trial: Trial, epochs: int) -> None:
         """Show ``trial``, which has ended on the rung with ``epochs``."""
         select_by = results.base.select_by
         self.bar.update(self.gain[epochs])
         if self.lines:
             print(f"trial {trial.number} {trial.status}: {trial.error or describe(trial)}")
-        ended = [t for t in results.trials if t.epochs]
-        if ended:
+        if ended := [t for t in results.trials if t.epochs]:
             self.bar.set_postfix_str(f"best: {describe(max(ended, key=lambda t: t.merit(select_by)))}")
         if self.table:
-            self._show_table(results.to_dataframe().sort_values(select_by, ascending=select_by == "valid_loss"))
+            from IPython.display import display
 
-    def _show_table(self, table: Any) -> None:
-        from IPython.display import display
-
-        if self.handle is None:
-            self.handle = display(table.head(10), display_id=True)  # type: ignore[no-untyped-call]
-        else:
-            self.handle.update(table.head(10))
+            table = results.to_dataframe().sort_values(select_by, ascending=select_by == "valid_loss").head(10)
+            if self.handle:
+                self.handle.update(table)
+            else:
+                self.handle = display(table, display_id=True)  # type: ignore[no-untyped-call]

@@ -132,3 +132,18 @@ def test_a_worker_that_comes_later_is_sent_the_images(tmp_path, data):
     finally:
         later.join()
         cluster.close()
+
+
+def test_an_address_where_nobody_answers_is_named(data):
+    with pytest.raises(nnlib.NNLibError, match=r"no scheduler answers at 'tcp://127.0.0.1:1' .* `dask scheduler`"):
+        search(SPACE, data, BASE, executor="tcp://127.0.0.1:1", progress=False)
+
+
+def test_the_command_searches_on_a_cluster(cluster, tmp_path, capsys):
+    from nnlib import cli
+
+    options = ["--data", "standin", "--train-images", "300", "--epochs", "1", "--hidden-sizes", "8"]
+    vary = ["--vary", "learning_rate=0.001,0.01", "--seeds", "2"]
+    status = cli.run(["search", "--scheduler", cluster.address, "--directory", str(tmp_path / "s"), *vary, *options])
+    assert status == 0 and "best by loss: " in capsys.readouterr().out
+    assert [t.status for t in nnlib.load_results(tmp_path / "s").trials] == ["complete"] * 4

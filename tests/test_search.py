@@ -12,7 +12,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 import nnlib
 from nnlib.results import SearchResults, Trial
@@ -391,3 +393,29 @@ def test_a_search_that_is_killed_again_and_again_loses_nothing_and_repeats_nothi
     for a, b in zip(whole, killed, strict=True):
         assert (a.settings, a.status, a.epochs) == (b.settings, b.status, b.epochs)
         assert [r["valid_loss"] for r in a.history] == [r["valid_loss"] for r in b.history]
+
+
+def test_without_dask_the_error_names_the_command(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nnlib.cluster", None)  # as if an import in it failed
+    with pytest.raises(nnlib.NNLibError, match=r'executor: a Dask cluster needs .*: pip install "dask\[distributed\]"'):
+        search(SPACE, data, BASE, executor="tcp://localhost:8786", progress=False)
+
+
+def test_progress_is_a_line_a_trial_where_there_is_no_terminal(data, capsys):
+    search(SPACE, data, BASE.replace(epochs=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"trial {i} complete" for i in range(4)]
+    assert all("learning_rate=" in line and "accuracy 0." in line for line in lines)
+
+
+def test_a_notebook_has_one_table_that_follows_the_trials():
+    code = """import nnlib
+data = nnlib.load_dataset("standin", n_train=300, n_valid=100, n_test=50)
+base = nnlib.Hyperparameters(hidden_sizes=(8,), epochs=1)
+results = nnlib.search({"l2": [0, 0.1, 0.2]}, data, base)"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3", extra_arguments=["--log-level=40"])
+    client.execute()
+    bar, table = notebook.cells[0].outputs
+    assert "epoch/s" in bar["data"]["text/plain"]
+    assert table["output_type"] == "display_data" and table["data"]["text/plain"].count("complete") == 3
