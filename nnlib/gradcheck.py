@@ -1,7 +1,8 @@
 """Numerical gradients against backpropagation, entry by entry, with a report that says where they differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from nnlib.losses import l2_penalty, softmax_cross_entropy
 from nnlib.model import MLP, Array, Loss, Masks
 
 EPSILON = float(np.finfo(np.float64).eps)
+HEAD = ("term", "parameter", "worst entry", "backprop", "numerical", "relative error", "checked", "kinks left out", "")
+Entry = tuple[int, ...]
+Point = tuple[Any, list[Array]]  # the loss, and how far every pre-activation is from each kink of its activation
 
 
 class GradientError(NNLibError):
@@ -23,7 +27,7 @@ class ParameterCheck:
 
     term: str
     name: str
-    index: tuple[int, ...]
+    index: Entry
     analytic: float
     numerical: float
     relative_error: float
@@ -42,7 +46,10 @@ class GradientReport:
     @property
     def ok(self) -> bool:
         """Whether every parameter had entries to compare and all of them agree."""
-        return all(row.checked and row.relative_error <= self.tolerance for row in self.rows)
+        return all(map(self._agrees, self.rows))
+
+    def _agrees(self, row: ParameterCheck) -> bool:
+        return row.checked > 0 and row.relative_error <= self.tolerance
 
     @property
     def max_relative_error(self) -> float:
@@ -61,47 +68,23 @@ class GradientReport:
             raise GradientError(f"backpropagation is not the derivative of the loss\n{self!r}")
         return self
 
-    def _table(self) -> list[tuple[str, ...]]:
-        head = (
-            "term",
-            "parameter",
-            "worst entry",
-            "backprop",
-            "numerical",
-            "relative error",
-            "checked",
-            "kinks left out",
-            "",
-        )
-        body = [
-            (
-                row.term,
-                row.name,
-                str(list(row.index)),
-                f"{row.analytic:+.6e}",
-                f"{row.numerical:+.6e}",
-                f"{row.relative_error:.1e}",
-                str(row.checked),
-                str(row.skipped),
-                "ok" if row.checked and row.relative_error <= self.tolerance else "WRONG",
-            )
-            for row in self.rows
-        ]
-        return [head, *body]
+    def _cells(self, row: ParameterCheck) -> tuple[str, ...]:
+        worst = str(list(row.index)), f"{row.analytic:+.6e}", f"{row.numerical:+.6e}", f"{row.relative_error:.1e}"
+        return row.term, row.name, *worst, str(row.checked), str(row.skipped), "ok" if self._agrees(row) else "WRONG"
 
     def _verdict(self) -> str:
         return f"gradients {'agree' if self.ok else 'DISAGREE'} ({self.method}, tolerance {self.tolerance:.0e})"
 
     def __repr__(self) -> str:
-        table = self._table()
+        table = [HEAD, *map(self._cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join([self._verdict(), *lines])
 
     def _repr_html_(self) -> str:
-        head, *body = self._table()
-        rows = ["".join(f"<th>{cell}</th>" for cell in head), *("".join(f"<td>{c}</td>" for c in r) for r in body)]
-        return f"<p>{self._verdict()}</p><table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        rows = ["".join(f"<td>{cell}</td>" for cell in self._cells(row)) for row in self.rows]
+        head = "".join(f"<th>{cell}</th>" for cell in HEAD)
+        return f"<p>{self._verdict()}</p><table>" + "".join(f"<tr>{row}</tr>" for row in (head, *rows)) + "</table>"
 
 
 def check_gradients(
@@ -131,18 +114,26 @@ def check_gradients(
     within ``tolerance``: central differences carry an absolute error of about eps |L| / h whatever the derivative is.
     The model and x may be float32: a float64 copy is checked. Raises HyperparameterError for unfit x or labels.
     """
-    if method not in ("central", "complex"):
-        raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, ('central', 'complex'))}")
+    if method not in METHODS:
+        raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, METHODS)}")
     twin, x = model.astype(np.float64), np.asarray(x, np.float64)
+    moved = twin.astype(np.complex128) if method == "complex" else twin
     masks = tuple(np.asarray(m, np.float64) for m in masks)
     size = sum(p.size for p in twin.parameters.values())
     samples = samples or (size if size <= 2000 else 30)
     terms = {"data": (loss, 0.0)} | ({"L2": (_no_loss, l2), "data + L2": (loss, l2)} if l2 else {})
     rows: list[ParameterCheck] = []
     for term, (part, coefficient) in terms.items():
-        difference = _Difference(twin, x, labels, coefficient, part, masks, method, h, tolerance)
+        value, gradients = twin.loss_and_gradients(x, labels, coefficient, loss=part, masks=masks)
+        largest = max(float(np.abs(g).max()) for g in gradients.values())
+        noise = EPSILON * (max(largest, 1.0) if method == "complex" else max(abs(value), 1.0) / h)
+        look = partial(_look, moved, x.astype(moved.dtype), labels, coefficient, part, masks)
         rng = np.random.default_rng(seed)
-        rows += [_check(term, name, difference, samples, rng) for name in twin.parameters]
+        for name, p in moved.parameters.items():
+            chosen = np.arange(p.size) if p.size <= samples else np.sort(rng.choice(p.size, samples, replace=False))
+            entries = [tuple(int(i) for i in np.unravel_index(flat, p.shape)) for flat in chosen]
+            numerical = {entry: METHODS[method](partial(_at, look, p, entry), h) for entry in entries}
+            rows.append(_worst(term, name, gradients[name], numerical, 4 * noise / tolerance))
     return GradientReport(tuple(rows), tolerance, method)
 
 
@@ -151,72 +142,51 @@ def _no_loss(logits: Array, labels: Array) -> tuple[float, Array]:
     return 0.0, np.zeros_like(logits)
 
 
-def _check(term: str, name: str, difference: "_Difference", samples: int, rng: np.random.Generator) -> ParameterCheck:
-    """Return the worst of the entries of one parameter."""
-    gradient = difference.gradients[name]
-    chosen = np.arange(gradient.size)
-    if gradient.size > samples:
-        chosen = np.sort(rng.choice(gradient.size, samples, replace=False))
-    worst: tuple[float, tuple[int, ...], float, float] = (-1.0, (), 0.0, 0.0)
-    skipped = 0
-    for flat in chosen:
-        index = tuple(int(i) for i in np.unravel_index(flat, gradient.shape))
-        numerical, analytic = difference.derivative(name, index), float(gradient[index])
-        if numerical is None:
-            skipped += 1
-            continue
-        error = abs(analytic - numerical) / max(abs(analytic), abs(numerical), difference.resolution)
-        worst = max(worst, (error if error == error else np.inf, index, analytic, numerical))  # NaN is the worst
-    error, index, analytic, numerical = worst
-    return ParameterCheck(term, name, index, analytic, numerical, max(error, 0.0), len(chosen) - skipped, skipped)
+def _look(model: MLP, x: Array, labels: Array, l2: float, loss: Loss, masks: Masks) -> Point:
+    """Return the loss and how far every pre-activation is from each kink of its activation."""
+    penalty = l2_penalty(model.parameters, l2)
+    if loss is _no_loss:
+        return penalty, []
+    value = loss(model.forward(x, masks), labels)[0] + penalty
+    pairs = zip(model.functions, model.pre_activations, strict=True)
+    return value, [z - kink for f, z in pairs for kink in f.kinks]
 
 
-class _Difference:
-    """Derivatives of the loss by one entry of a parameter: from values alone, and all ``gradients`` by backprop."""
+def _at(look: Callable[[], Point], parameter: Array, entry: Entry, step: complex) -> Point:
+    """Return what is seen with one entry of a parameter moved by ``step``."""
+    kept = parameter[entry]
+    parameter[entry] = kept + step
+    seen = look()
+    parameter[entry] = kept
+    return seen
 
-    def __init__(
-        self,
-        model: MLP,
-        x: Array,
-        labels: Array,
-        l2: float,
-        loss: Loss,
-        masks: Masks,
-        method: str,
-        h: float,
-        tolerance: float,
-    ) -> None:
-        value, self.gradients = model.loss_and_gradients(x, labels, l2, loss=loss, masks=masks)
-        self.central = method == "central"
-        self.model = model if self.central else model.astype(np.complex128)
-        self.steps = (h, -h) if self.central else (1e-30j,)
-        self.x, self.labels, self.l2, self.loss, self.masks = x.astype(self.model.dtype), labels, l2, loss, masks
-        largest = max(float(np.abs(g).max()) for g in self.gradients.values())
-        noise = EPSILON * (max(abs(value), 1.0) / h if self.central else max(largest, 1.0))
-        self.resolution = 4 * noise / tolerance
 
-    def value(self) -> tuple[Any, Sequence[Array]]:
-        """Return the loss and how far every pre-activation is from each kink of its activation."""
-        penalty = l2_penalty(self.model.parameters, self.l2)
-        if self.loss is _no_loss:
-            return penalty, []
-        value = self.loss(self.model.forward(self.x, self.masks), self.labels)[0] + penalty
-        pairs = zip(self.model.functions, self.model.pre_activations, strict=True)
-        return value, [z - kink for f, z in pairs for kink in f.kinks]
+def _central(at: Callable[[complex], Point], h: float) -> float | None:
+    """Return the central difference, or None where a kink lies between its two sides."""
+    (above, far_above), (below, far_below) = at(h), at(-h)
+    crossed = any(((s > 0) != (t > 0)).any() for s, t in zip(far_above, far_below, strict=True))
+    return None if crossed else float((above - below) / (2 * h))
 
-    def derivative(self, name: str, index: tuple[int, ...]) -> float | None:
-        """Return the numerical derivative, or None where a kink lies between or under the points."""
-        parameter, found = self.model.parameters[name], []
-        kept = parameter[index]
-        for step in self.steps:
-            parameter[index] = kept + step
-            found.append(self.value())
-        parameter[index] = kept
-        if not self.central:
-            ((value, far),) = found
-            touched = any(((d.real == 0) & (d.imag != 0)).any() for d in far)
-            return None if touched else float(value.imag / 1e-30)
-        (above, far_above), (below, far_below) = found
-        if any(((s > 0) != (t > 0)).any() for s, t in zip(far_above, far_below, strict=True)):
-            return None
-        return float((above - below) / (2 * self.steps[0].real))
+
+def _complex_step(at: Callable[[complex], Point], h: float) -> float | None:
+    """Return the derivative by a complex step, or None where a kink lies under the point."""
+    value, far = at(1e-30j)
+    touched = any(((d.real == 0) & (d.imag != 0)).any() for d in far)
+    return None if touched else float(value.imag / 1e-30)
+
+
+METHODS = {"central": _central, "complex": _complex_step}
+
+
+def _worst(
+    term: str, name: str, gradient: Array, numerical: dict[Entry, float | None], resolution: float
+) -> ParameterCheck:
+    """Return the entry of one parameter at which backprop and the numerical derivative differ most."""
+    found: list[tuple[float, Entry, float, float]] = []
+    for entry, n in numerical.items():
+        if n is not None:
+            a = float(gradient[entry])
+            error = abs(a - n) / max(abs(a), abs(n), resolution)
+            found.append((error if error == error else np.inf, entry, a, n))  # NaN is the worst
+    error, entry, a, n = max(found, default=(0.0, (), 0.0, 0.0))
+    return ParameterCheck(term, name, entry, a, n, error, len(found), len(numerical) - len(found))

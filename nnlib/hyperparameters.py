@@ -23,29 +23,19 @@ def _field(default: Any, text: str, allowed: str, check: Callable[[str, Any], An
     return field(default=default, metadata={"help": text, "allowed": allowed, "check": check, **more})
 
 
-def _fitting(fits: Callable[[Any], bool], kind: Callable[[Any], Any], allowed: str) -> Callable[[str, Any], Any]:
-    """Return a check that makes a ``kind`` of every value that ``fits``."""
-    return lambda name, value: kind(value) if fits(value) else _refuse(name, value, allowed)
-
-
 def _within(value: Any, kind: Any, low: float, high: float) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 
 def _number(default: float, low: float, high: float, text: str, *, below_high: bool = False) -> Any:
-    """Declare a field that takes a number from ``low`` to ``high`` (excluded with ``below_high``)."""
+    """Declare a field that takes a number from ``low`` to ``high`` (excluded with ``below_high``), whole if it is."""
+    kind = type(default)
+    allowed = f"a {'whole ' * (kind is int)}number from {low} to {'less than ' * below_high}{high}"
 
-    def fits(value: Any) -> bool:
-        return _within(value, Real, low, high) and not (below_high and value == high)
+    def check(name: str, value: Any) -> float:
+        fits = _within(value, Integral if kind is int else Real, low, high) and not (below_high and value == high)
+        return kind(value) if fits else _refuse(name, value, allowed)
 
-    allowed = f"a number from {low:g} to {'less than ' if below_high else ''}{high:g}"
-    return _field(default, text, allowed, _fitting(fits, float, allowed), range=(low, high))
-
-
-def _whole(default: int, low: int, high: int, text: str) -> Any:
-    """Declare a field that takes a whole number from ``low`` to ``high``, both included."""
-    allowed = f"a whole number from {low} to {high}"
-    check = _fitting(lambda value: _within(value, Integral, low, high), int, allowed)
     return _field(default, text, allowed, check, range=(low, high))
 
 
@@ -62,8 +52,11 @@ def _choice(default: str, options: tuple[str, ...], text: str) -> Any:
 
 def _switch(default: bool, text: str) -> Any:
     """Declare a field that is on or off."""
-    allowed = "True or False"
-    return _field(default, text, allowed, _fitting(lambda value: value in (True, False), bool, allowed))
+
+    def check(name: str, value: Any) -> bool:
+        return bool(value) if value in (True, False) else _refuse(name, value, "True or False")
+
+    return _field(default, text, "True or False", check)
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -98,21 +91,21 @@ class Hyperparameters:
     )
     initialisation: str = _choice("auto", INITIALISATIONS, "distribution of the first weights; auto follows activation")
     preprocessing: str = _choice("standardise", PREPROCESSING, "what is done to pixels before the first layer")
-    components: int = _whole(0, 0, 1_000_000, "principal components that whitening keeps; 0 keeps all")
+    components: int = _number(0, 0, 1_000_000, "principal components that whitening keeps; 0 keeps all")
     whitening_floor: float = _number(0.1, 0, 100, "added to each variance in whitening, in units of the mean variance")
     flip: bool = _switch(False, "mirror half of the training images, anew each epoch")
-    shift: int = _whole(0, 0, 16, "shift training images by up to this many pixels each way")
-    batch_size: int = _whole(256, 1, 1_000_000, "images in one step")
-    epochs: int = _whole(20, 1, 1_000_000, "passes over the training images")
+    shift: int = _number(0, 0, 16, "shift training images by up to this many pixels each way")
+    batch_size: int = _number(256, 1, 1_000_000, "images in one step")
+    epochs: int = _number(20, 1, 1_000_000, "passes over the training images")
     learning_rate: float = _number(0.05, 0, 1000, "highest step length of gradient descent")
     schedule: str = _choice("constant", SCHEDULES, "how the learning rate changes over the steps")
     decay_rate: float = _number(0.95, 0, 1, "factor of the step and exponential schedules")
-    decay_every: int = _whole(375, 1, 1_000_000_000, "steps from one factor to the next")
+    decay_every: int = _number(375, 1, 1_000_000_000, "steps from one factor to the next")
     min_learning_rate: float = _number(0.0, 0, 1000, "the learning rate never falls below this")
-    warmup_steps: int = _whole(0, 0, 1_000_000_000, "steps in which the learning rate first rises from zero")
+    warmup_steps: int = _number(0, 0, 1_000_000_000, "steps in which the learning rate first rises from zero")
     momentum: float = _number(0.0, 0, 1, "share of the velocity kept from step to step", below_high=True)
     nesterov: bool = _switch(False, "look ahead along the velocity (Nesterov's momentum)")
-    clip_norm: float = _number(0.0, 0, 1e9, "longest gradient (global norm) that is used as it is; 0 never clips")
+    clip_norm: float = _number(0.0, 0, 10**9, "longest gradient (global norm) that is used as it is; 0 never clips")
     l2: float = _number(0.0, 0, 100, "coefficient λ of the penalty ½λ‖W‖²; biases are left out")
     decoupled_l2: bool = _switch(False, "shrink the weights by learning_rate·λ beside the gradient, not through it")
     dropout: float = _number(0.0, 0, 1, "share of hidden units switched off in each step", below_high=True)
@@ -120,8 +113,8 @@ class Hyperparameters:
     label_smoothing: float = _number(0.0, 0, 1, "share of each target spread evenly over all classes")
     ema: float = _number(0.0, 0, 1, "decay of the weights' moving average, which is evaluated; 0: off", below_high=True)
     select_by: str = _choice("valid_accuracy", SELECT_BY, "what makes an epoch's weights the best")
-    patience: int = _whole(0, 0, 1_000_000, "stop after this many epochs without a new best; 0 never stops early")
-    seed: int = _whole(0, 0, 2**63 - 1, "fixes first weights, order of images, augmentation and dropout")
+    patience: int = _number(0, 0, 1_000_000, "stop after this many epochs without a new best; 0 never stops early")
+    seed: int = _number(0, 0, 2**63 - 1, "fixes first weights, order of images, augmentation and dropout")
 
     def __post_init__(self) -> None:
         for f in fields(self):
