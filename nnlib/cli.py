@@ -167,8 +167,10 @@ def search(
     method: Literal["grid", "random", "tpe", "halving"] = "grid",
     n_trials: int | None = None,
     workers: int = 1,
+    scheduler: str | None = None,
     directory: Path | None = None,
     search_seed: int = 0,
+    seeds: int = 1,
     source: Source = None,
     options: Overrides = None,
 ) -> None:
@@ -180,17 +182,23 @@ def search(
         method: How points are chosen.
         n_trials: How many points are tried [default for a grid: all].
         workers: Processes at work at the same time.
+        scheduler: Address of a Dask scheduler, tcp://HOST:8786, whose workers train instead.
         directory: Folder of the record; a stopped search goes on there.
         search_seed: Fixes which points are drawn.
+        seeds: How many seeds each point is trained with.
     """
     if not vary:
         raise HyperparameterError("there is nothing to search: name fields and values with --vary.")
     space, folder = dict(map(_parse_vary, vary)), directory or _new_folder("search")
     base, data = hyperparameters(recipe, options), _load(source)
-    results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, directory=folder)
+    results = nnlib.search(
+        space, data, base, method, n_trials, search_seed, workers, scheduler, directory=folder, seeds=seeds
+    )
     ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
     print(ranked.head(20).to_string(index=False))
-    print(f"best: {_as_options(results.best.settings)}\nevery trial: {folder / 'results.json'}")
+    if seeds > 1:
+        print(results.mean_over_seeds().head(20).to_string(index=False))
+    print(f"{results}\nbest: {_as_options(results.best.settings)}\nevery trial: {folder / 'results.json'}")
 
 
 def _as_options(settings: dict[str, Any]) -> str:

@@ -389,6 +389,54 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
     return figure
 
 
+def search_parallel(table: Any, names: Sequence[str], value: str = "valid_accuracy") -> Figure:
+    """One line a trial through its values of the hyperparameters in ``names``, its colour and its end ``value``."""
+    figure, (ax,) = _figure(height=4.5, title="Each line is a trial", xlabel="hyperparameter, and what came of it")
+    rows = table.dropna(subset=value).sort_values(
+        value, ascending=not value.endswith("loss")
+    )  # the best above the rest
+    columns = [*names, value]
+    heights = np.transpose([_draw_scale(ax, x, rows[name].tolist()) for x, name in enumerate(columns)])
+    colors = matplotlib.colormaps["viridis"](heights[:, -1:].ravel())
+    for height, color in zip(heights, colors, strict=True):
+        ax.plot(height, color=color, alpha=0.8)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks([])
+    return figure
+
+
+def _draw_scale(ax: Axes, x: int, values: list[Any]) -> Array:
+    """Write a few of ``values`` (N) along an upright axis at ``x``, and return the height of each, from 0 to 1."""
+    known = sorted(set(values), key=lambda value: (str(type(value)), value))
+    if len(known) < 8:  # each has a place of its own
+        marks = {value: i / max(len(known) - 1, 1) for i, value in enumerate(known)}
+        heights = np.array([marks[value] for value in values])
+    else:
+        scale = np.log if 0 < 20 * known[0] <= known[-1] else np.asarray
+        low, high, at = (scale(np.array(v, float)) for v in (known[0], known[-1], values))
+        heights, marks = (at - low) / (high - low), {known[0]: 0, known[-1]: 1}
+    for value, height in marks.items():
+        ax.text(x, height, f"{value:.4g}" if isinstance(value, float) else str(value), va="center", fontsize=9)
+    return heights
+
+
+def search_importance(shares: Mapping[str, float]) -> Figure:
+    """How much each hyperparameter matters: ``SearchResults.importance()``."""
+    figure, (ax,) = _figure(height=2.4, title="What decides whether a trial is among the best quarter", xlabel="share")
+    ax.bar_label(ax.barh([*shares][::-1], [*shares.values()][::-1], color=BLUE), fmt=" %.2f")
+    return figure
+
+
+def search_cost(named: Mapping[str, Any], value: str = "valid_accuracy") -> Figure:
+    """``value`` of every trial against its seconds of training, for the tables of one or several searches."""
+    title = "What a trial has cost, and what it has reached"
+    figure, (ax,) = _figure(title=title, xlabel="training (s)", xscale="log", ylabel=value)
+    for (name, table), marker in zip(named.items(), "osD^v", strict=False):
+        ax.plot(table.seconds, table[value], marker, alpha=0.7, label=name)
+    ax.legend()
+    return figure
+
+
 def curves(named: Mapping[str, Any], title: str, x: str, y: str, log: bool = False) -> Figure:
     """Any sequences of numbers as lines, against 1, 2, 3, ...; ``log`` makes the vertical axis logarithmic."""
     figure, (ax,) = _figure(title=title, xlabel=x, ylabel=y, yscale="log" if log else "linear")

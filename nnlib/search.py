@@ -69,10 +69,9 @@ def search(
         results.trials = _known(folder, results)
         pool, keep = _pool(executor, workers, data, stack), directory is not None or len(rungs) > 1
         show = stack.enter_context(_Progress(rungs, seeds, progress))
+        ladder = Ladder(results, data, n, rungs, pool, 0 if executor else workers, folder, keep)
         try:
-            for trial, epochs in Ladder(
-                results, data, n, rungs, pool, 0 if executor else workers, folder, keep
-            ).climb():
+            for trial, epochs in ladder.climb():
                 show(results, trial, epochs)
             shutil.rmtree(folder / "trials", ignore_errors=True)
         except KeyboardInterrupt:
@@ -151,7 +150,7 @@ class Ladder:
     def _record(self, trial: Trial) -> None:
         """Put the trial into the results, unless they know more of it from an earlier call, and save them."""
         known = self._recorded(trial)
-        if known is None or len(trial.history) >= len(known.history):
+        if known is None or (known.status == "pruned" and len(trial.history) >= len(known.history)):
             self.results.add(trial)
             self.results.save(self.folder / "results.json")
 
@@ -177,8 +176,9 @@ class Ladder:
                     for trial in itertools.islice(trials, max(self._room() - len(running), 0)):
                         running[self._submit(trial, epochs)] = trial
                 elif not running:
-                    alone.add(suspects[-1].number)
-                    running[self._submit(suspects[-1], epochs)] = suspects.pop()
+                    trial = suspects.pop()
+                    alone.add(trial.number)
+                    running[self._submit(trial, epochs)] = trial
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

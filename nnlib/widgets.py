@@ -6,7 +6,7 @@ each step, so that the notebook stays responsive. Names and limits of controls a
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from html import escape
 from typing import Any
@@ -23,6 +23,7 @@ from nnlib.datasets import Dataset, Split
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.model import MLP, Array
+from nnlib.results import SearchResults, describe
 from nnlib.training import Trainer
 
 FIELDS = {f.name: f for f in fields(Hyperparameters)}
@@ -99,18 +100,43 @@ def activation_explorer() -> Panel:
     return Panel(draw, 360, names=names, slope=slope)
 
 
-def search_explorer(results: Any) -> Panel:
-    """The best of a search (``SearchResults`` or its table) for each pair of hyperparameters; for one, all trials."""
-    table = results.to_dataframe() if hasattr(results, "to_dataframe") else results
-    varied = [name for name in table if name in FIELDS]
+def search_explorer(results: SearchResults) -> Any:
+    """The best of a search for each pair of hyperparameters, of the trials between limits; and a trial's curves.
+
+    For one hyperparameter against itself, all trials. A click on a line of the list shows that trial.
+    """
+    table = results.to_dataframe()
+    varied = list(results.trials[0].settings)
+    known = {name: sorted(set(table[name])) for name in varied}
     x = w.Dropdown(options=varied, value=varied[0], description="across")
     y = w.Dropdown(options=varied, value=varied[-1], description="down")
     value = w.Dropdown(options=["valid_accuracy", "valid_loss", "seconds"], description="shown")
+    limits = {n: _limits(n, values) for n, values in known.items() if len(values) > 1}
+    trial = w.Select(rows=8, description="trial", layout={"width": "95%"})
 
-    def draw(x: str, y: str, value: str) -> Figure:
-        return plots.search_strips(table, [x], value) if x == y else plots.search_heatmap(table, x, y, value)
+    def draw(x: str, y: str, value: str, **limits: tuple[int, int]) -> Figure:
+        kept = np.ones(len(table), bool)
+        for name, (low, high) in limits.items():
+            kept &= table[name].map(known[name].index).between(low, high).to_numpy()
+        rows = table[kept].sort_values(value, ascending=value != "valid_accuracy")
+        trial.options = [(f"{value} {rows[value][i]:.4f}, {describe(results.trials[i])}", i) for i in rows.index]
+        trial.index = None if rows.empty else 0
+        if rows.empty:
+            raise NNLibError("No trial lies between all of these limits: widen one.")
+        return plots.search_strips(rows, [x], value) if x == y else plots.search_heatmap(rows, x, y, value)
 
-    return Panel(draw, 450, x=x, y=y, value=value)
+    def curves(trial: int | None) -> Figure:
+        return plots.history([] if trial is None else results.trials[trial].history)
+
+    panels = [Panel(draw, 450, x=x, y=y, value=value, **limits), Panel(curves, 360, trial=trial)]
+    return w.VBox(panels)
+
+
+def _limits(name: str, values: Sequence[Any]) -> Any:
+    """Return a slider with two ends over the places of sorted ``values``."""
+    options = [(f"{v:.4g}" if isinstance(v, float) else str(v), i) for i, v in enumerate(values)]
+    ends = (0, len(values) - 1)
+    return w.SelectionRangeSlider(options=options, value=ends, description=name, continuous_update=False)
 
 
 def prediction_explorer(model: MLP, split: Split) -> Panel:

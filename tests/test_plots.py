@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 import nnlib
 from nnlib import plots
-from nnlib.search import SearchResults, Trial
+from nnlib.results import SearchResults, Trial
 from nnlib.training import RangeTest
 
 CLASSES = ("cat", "dog", "frog")
@@ -54,7 +54,9 @@ def make_model() -> nnlib.MLP:
 def make_table() -> pd.DataFrame:
     rates, sizes = (0.01, 0.1, 1.0), ((8,), (16, 8))
     rows = [
-        {"learning_rate": r, "hidden_sizes": s, "valid_accuracy": r / 4 + len(s) / 10} for r in rates for s in sizes
+        {"learning_rate": r, "hidden_sizes": s, "valid_accuracy": r / 4 + len(s) / 10, "seconds": 10 * r}
+        for r in rates
+        for s in sizes
     ]
     return pd.DataFrame([*rows, {**rows[0], "valid_accuracy": float("nan")}])
 
@@ -103,6 +105,9 @@ FIGURES = {
     "diagnostics": lambda: plots.diagnostics(make_diagnostics()),
     "learning_rate_test": lambda: plots.learning_rate_test(make_range_test()),
     "search_heatmap": lambda: plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes"),
+    "search_parallel": lambda: plots.search_parallel(make_table(), ["learning_rate", "hidden_sizes"]),
+    "search_importance": lambda: plots.search_importance({"learning_rate": 0.9, "l2": 0.1}),
+    "search_cost": lambda: plots.search_cost({"grid": make_table(), "halving": make_table()[:2]}),
     "search_strips": lambda: plots.search_strips(make_table(), ["learning_rate", "hidden_sizes"]),
 }
 
@@ -227,6 +232,34 @@ def test_search_heatmap_takes_the_best_of_each_pair():
         text.get_text() for text in plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes").axes[0].texts
     }
     assert texts == {"0.103", "0.203", "0.125", "0.225", "0.350", "0.450"}
+
+
+def test_parallel_coordinates_put_few_values_on_steps_and_many_on_a_scale():
+    ax = plots.search_parallel(make_table(), ["learning_rate", "hidden_sizes"]).axes[0]
+    lines = [line.get_ydata() for line in ax.lines]
+    assert len(lines) == 6  # the trial without an accuracy has none
+    np.testing.assert_allclose(lines[-1], [1, 1, 1])  # the best is drawn last: rate 1, sizes (16, 8)
+    np.testing.assert_allclose(lines[0][:2], [0, 0])
+    assert {"0.01", "0.1", "1", "(8,)", "(16, 8)"} <= {text.get_text() for text in ax.texts}
+    rates = pd.DataFrame({"learning_rate": np.geomspace(0.001, 1, 9), "valid_accuracy": np.linspace(0, 1, 9)})
+    ax = plots.search_parallel(rates, ["learning_rate"]).axes[0]
+    np.testing.assert_allclose([line.get_ydata() for line in ax.lines], np.linspace([0, 0], [1, 1], 9), atol=1e-9)
+
+
+def test_cost_shows_each_trial_of_each_search():
+    ax = plots.search_cost({"grid": make_table(), "halving": make_table()[:2]}).axes[0]
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), make_table()[:2][["seconds", "valid_accuracy"]])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["grid", "halving"]
+
+
+def test_importance_is_drawn_with_the_largest_on_top():
+    ax = plots.search_importance({"learning_rate": 0.9, "l2": 0.1}).axes[0]
+    assert [
+        (label.get_text(), bar.get_width()) for label, bar in zip(ax.get_yticklabels(), ax.patches, strict=True)
+    ] == [
+        ("l2", 0.1),
+        ("learning_rate", 0.9),
+    ]
 
 
 def test_style_leaves_no_trace_even_between_threads():

@@ -1,12 +1,21 @@
 """The search: every trial on record, none run twice, all methods, in processes too."""
 
+import contextlib
+import itertools
 import json
 import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import nnlib
+from nnlib.results import SearchResults, Trial
 from nnlib.search import search
 
 BASE = nnlib.Hyperparameters(hidden_sizes=(8,), epochs=3, batch_size=50, momentum=0.9)
@@ -142,3 +151,243 @@ def test_results_that_are_none_are_refused(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(nnlib.CheckpointError, match="results"):
         nnlib.load_results(tmp_path)
+
+
+def test_choice_is_a_list_and_equal_values_are_one(data):
+    assert nnlib.choice(1, (2, 3)) == nnlib.choice([1, (2, 3)]) == [1, (2, 3)]
+    results = search({"l2": nnlib.choice(0, 0.0, 0.1)}, data, BASE.replace(epochs=1), progress=False)
+    assert [t.settings["l2"] for t in results.trials] == [0.0, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"n_trials": 0}, "n_trials: 0 is not allowed; a whole number from 1"),
+        ({"seeds": 1.5}, "seeds: 1.5 is not allowed"),
+        ({"workers": -1}, "workers: -1 is not allowed"),
+        ({"executor": 3}, "executor: 3 is not allowed; an address"),
+    ],
+)
+def test_other_bad_arguments_are_refused_too(data, options, words):
+    with pytest.raises(nnlib.HyperparameterError, match=words):
+        search(SPACE, data, BASE, progress=False, **options)
+    with pytest.raises(nnlib.HyperparameterError, match="seeds: 2 is not allowed with seed in the space"):
+        search({"seed": [0, 1]}, data, BASE, seeds=2, progress=False)
+    with pytest.raises(nnlib.HyperparameterError, match=r"batch_size: 3\d\.\d+ is not allowed; a whole number"):
+        search({"batch_size": nnlib.uniform(20, 60)}, data, BASE, "random", progress=False)
+    with pytest.raises(nnlib.HyperparameterError, match="whole numbers need whole ends"):
+        nnlib.integers(0.5, 3)
+
+
+def test_the_record_of_a_trial_says_all(data, tmp_path):
+    search(SPACE, data, BASE, directory=tmp_path, progress=False)
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["data"] == {"source": "stand-in", "fingerprint": data.fingerprint, "valid_images": 100}
+    for number, trial in enumerate(document["trials"]):
+        assert (trial["number"], trial["status"], trial["seed"], trial["error"]) == (number, "complete", 0, "")
+        assert trial["fingerprint"] == data.fingerprint and {"nnlib", "numpy", "python"} <= set(trial["versions"])
+        history = trial["history"]
+        assert [record["epoch"] for record in history] == [1, 2, 3] and trial["epochs"] == 3
+        assert trial["valid_loss"] == min(record["valid_loss"] for record in history)
+        assert trial["valid_accuracy"] == max(record["valid_accuracy"] for record in history)
+        assert trial["seconds"] == pytest.approx(sum(record["seconds"] for record in history))
+    assert not (tmp_path / "trials").exists()  # states of trials that are done are not kept
+
+
+def test_several_seeds_are_trials_of_one_setting(data):
+    space = {"learning_rate": [0.0001, 0.001, 0.03], "hidden_sizes": [(8,), (12, 6)]}
+    results = search(space, data, BASE.replace(seed=5), "halving", seeds=2, progress=False)
+    assert [t.seed for t in results.trials] == [t.settings["seed"] for t in results.trials] == [5, 6] * 6
+    assert sorted(t.epochs for t in results.trials) == [1] * 8 + [3] * 4  # a setting goes on with all of its seeds
+    table = results.mean_over_seeds()
+    best = [t for t in results.trials if t.setting == results.best.setting]
+    row = table[(table.learning_rate == best[0].settings["learning_rate"])]
+    row = row[row.hidden_sizes == best[0].settings["hidden_sizes"]].iloc[0]
+    a, b = (t.valid_accuracy for t in best)
+    assert row.seeds == 2 and row.valid_accuracy_mean == pytest.approx((a + b) / 2)
+    assert row.valid_accuracy_std == pytest.approx(abs(a - b) / 2**0.5)
+    assert nnlib.train(results.best_hyperparameters, data, progress=False).best["valid_accuracy"] == max(a, b)
+
+
+def test_a_resumed_tpe_search_proposes_what_the_whole_one_does_and_repeats_nothing(data, tmp_path):
+    space = {"learning_rate": nnlib.loguniform(1e-4, 1), "flip": [True, False]}
+    base = BASE.replace(epochs=1)
+    whole = search(space, data, base, "tpe", n_trials=14, progress=False)
+    search(space, data, base, "tpe", n_trials=12, directory=tmp_path, progress=False)
+    more = search(space, data, base, "tpe", n_trials=14, directory=tmp_path, progress=False)
+    assert [t.settings for t in more.trials] == [t.settings for t in whole.trials]
+    few = search({"l2": [0, 0.1, 0.2], "flip": [True, False]}, data, base, "random", n_trials=50, progress=False)
+    assert len({json.dumps(t.settings) for t in few.trials}) == len(few.trials) == 6  # there are no more
+
+
+def test_tpe_learns_from_what_it_is_told():
+    from nnlib.spaces import draw
+
+    space = {"learning_rate": nnlib.loguniform(1e-4, 1)}
+    known = [({"learning_rate": 10 ** (-4 + i / 10)}, -abs(i - 10) / 40) for i in range(40)]  # best: 0.001
+    drawn = [draw(space, "tpe", (seed,), known)["learning_rate"] for seed in range(20)]
+    assert sum(3e-4 < rate < 3e-3 for rate in drawn) > 15  # a quarter by chance
+    lost = [(settings, -math.inf if merit > -0.3 else merit) for settings, merit in known]  # those have diverged
+    drawn = [draw(space, "tpe", (seed,), lost)["learning_rate"] for seed in range(20)]
+    assert sum(3e-4 < rate < 3e-3 for rate in drawn) < 5
+
+
+def make_results(*accuracies, space=None, losses=None, **options):
+    rates = [0.01 * 2**i for i in range(len(accuracies))]
+    losses = losses or [1 - accuracy for accuracy in accuracies]
+    trials = [
+        Trial(i, {"learning_rate": rate}, "complete", accuracy, loss)
+        for i, (rate, accuracy, loss) in enumerate(zip(rates, accuracies, losses, strict=True))
+    ]
+    space = space or {"learning_rate": rates}
+    return SearchResults(nnlib.Hyperparameters(**options), {"valid_images": 5000}, "grid", trials, space)
+
+
+def test_differences_smaller_than_the_noise_are_ties():
+    results = make_results(0.3, 0.487, 0.5, 0.4861)
+    assert results.noise == pytest.approx(1.96 * (0.25 / 5000) ** 0.5) == pytest.approx(0.01386, abs=1e-5)
+    assert [t.number for t in results.ties] == [2, 1]  # 0.4861 is 0.0139 below
+    assert "tie with the best accuracy, within the noise of 5,000 validation images, ±0.0139: 1" in repr(results)
+
+
+def test_winners_by_loss_and_by_accuracy_are_both_named():
+    results = make_results(0.3, 0.5, 0.4, losses=[1.0, 1.5, 1.2])
+    assert (results.best.number, results.best_by("valid_loss").number) == (1, 0)
+    assert make_results(0.3, 0.5, losses=[1.0, 1.5], select_by="valid_loss").best.number == 0
+    assert "best by accuracy: accuracy 0.5000, loss 1.5000 (trial 1: learning_rate=0.02)" in repr(results)
+    assert "best by loss: accuracy 0.3000, loss 1.0000 (trial 0: learning_rate=0.01)" in repr(results)
+
+
+def test_a_best_value_on_the_border_is_said():
+    assert make_results(0.3, 0.4, 0.5).hints == ["widen learning_rate above 0.04"]
+    assert make_results(0.5, 0.4, 0.3).hints == ["widen learning_rate below 0.01"]
+    assert make_results(0.3, 0.5, 0.4).hints == make_results(0.5).hints == []
+    near = {"learning_rate": nnlib.loguniform(1e-4, 0.0401)}
+    assert make_results(0.3, 0.4, 0.5, space=near).hints == ["widen learning_rate above 0.0401"]
+    assert make_results(0.3, 0.4, 0.5, space={"learning_rate": nnlib.loguniform(1e-4, 10)}).hints == []
+    assert (
+        make_results(0.5, 0.4, space={"learning_rate": nnlib.uniform(0, 0.3)}).hints
+        == ["widen learning_rate below 0"][:0]
+    )  # there is nothing below 0
+
+
+def test_importance_finds_what_matters():
+    space = {"learning_rate": [0.01, 0.02, 0.03, 0.04], "l2": [0.0, 0.1, 0.2, 0.3], "flip": [True]}
+    trials = [
+        Trial(i, dict(zip(space, values, strict=True)), valid_accuracy=values[0] * 10 + values[1] / 100)
+        for i, values in enumerate(itertools.product(*space.values()))
+    ]
+    shares = SearchResults(nnlib.Hyperparameters(), {}, "grid", trials, space).importance()
+    assert [*shares] == ["learning_rate", "l2"] and shares["learning_rate"] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_crashing_process_fails_its_trial_alone(data, monkeypatch):
+    module = __import__("nnlib.search", fromlist=["run_trial"])
+    real = module.run_trial
+
+    def deadly(data, trial, *rest):
+        if trial.settings["learning_rate"] == 0.02:
+            os._exit(9)
+        return real(data, trial, *rest)
+
+    monkeypatch.setattr(module, "run_trial", deadly)
+    space = {"learning_rate": [0.01, 0.02, 0.03, 0.04]}
+    results = search(space, data, BASE.replace(epochs=1), workers=2, progress=False)
+    assert [t.status for t in results.trials] == ["complete", "failed", "complete", "complete"]
+    assert "Terminated" in results.trials[1].error
+
+
+@pytest.mark.parametrize("method", ["grid", "halving"])
+def test_a_failed_and_a_diverged_trial_do_not_run_again(data, tmp_path, monkeypatch, method):
+    module = __import__("nnlib.search", fromlist=["run_trial"])
+    real = module.run_trial
+
+    def scarce(data, trial, base, epochs, *rest):
+        if trial.settings["learning_rate"] == 0.03 and epochs == 3:
+            raise MemoryError("no room")
+        return real(data, trial, base, epochs, *rest)
+
+    monkeypatch.setattr(module, "run_trial", scarce)
+    space = {"learning_rate": [1e-6, 0.03, 900.0]}
+    first = search(space, data, BASE, method, directory=tmp_path, progress=False)
+    status = ["complete" if method == "grid" else "pruned", "failed", "diverged"]
+    assert [t.status for t in first.trials] == status and first.trials[1].error == "MemoryError: no room"
+    assert len(first.trials[1].history) == (method == "halving")  # what it had done before is kept
+    monkeypatch.setattr(module, "run_trial", None)
+    again = search(space, data, BASE, method, directory=tmp_path, progress=False)
+    assert [(t.status, t.error, t.history) for t in again.trials] == [
+        (t.status, t.error, t.history) for t in first.trials
+    ]
+
+
+KILLED = """
+import sys
+import nnlib
+from nnlib.search import search
+data = nnlib.load_dataset("standin", n_train=300, n_valid=100, n_test=50)
+base = nnlib.Hyperparameters(hidden_sizes=(8,), epochs=9, batch_size=10, momentum=0.9)
+rates = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 900.0]
+method, workers, folder = sys.argv[1:]
+space = {"learning_rate": nnlib.loguniform(1e-4, 0.1) if method == "tpe" else rates}
+module = sys.modules["nnlib.search"]
+real = module.Ladder._submit
+def submit(self, trial, epochs):
+    known = self._recorded(trial)
+    if not known or not module._replayed(known, epochs, base):
+        print("run", trial.number, epochs, flush=True)
+    return real(self, trial, epochs)
+module.Ladder._submit = submit
+n_trials = 6 if method == "tpe" else None
+search(space, data, base, method, n_trials, workers=int(workers), directory=folder, progress=False)
+print("done", flush=True)
+"""
+
+
+@pytest.fixture
+def sessions():
+    """Sessions of processes that were started; what loky leaves of a killed start is ended with them."""
+    started = []
+    yield started
+    for session in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(session, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("method", "workers"), [("halving", 1), ("halving", 2), ("tpe", 1), ("grid", 2)])
+def test_a_search_that_is_killed_again_and_again_loses_nothing_and_repeats_nothing(tmp_path, sessions, method, workers):
+    def call(folder, kill_after=None):
+        """Run the search in a process, which is killed at some time; return the trials that it began to train."""
+        command = [sys.executable, "-c", KILLED, method, str(workers), folder]
+        with (tmp_path / "printed").open("w+") as printed:
+            process = subprocess.Popen(command, stdout=printed, start_new_session=True)
+            while kill_after is not None and process.poll() is None and not (tmp_path / "printed").stat().st_size:
+                time.sleep(0.01)  # what comes before the first trial is not of interest
+            if kill_after is not None:
+                time.sleep(kill_after)
+                process.kill()  # this one alone: its workers have to notice by themselves
+            process.wait()
+            sessions.append(process.pid)
+            lines = (tmp_path / "printed").read_text().splitlines()
+        return [tuple(map(int, line.split()[1:])) for line in lines if line.startswith("run")], lines[-1:]
+
+    def finished():
+        """What is on record: number and epochs of each trial."""
+        exists = (tmp_path / "killed/results.json").exists()
+        return {t.number: t for t in nnlib.load_results(tmp_path / "killed").trials} if exists else {}
+
+    rng, last, kills = random.Random(0), [], 0
+    while last != ["done"]:
+        before = finished()
+        begun, last = call(tmp_path / "killed", kill_after=rng.uniform(0, 0.6) if kills < 6 else None)
+        kills += last != ["done"]
+        for number, epochs in begun:
+            known = before.get(number)
+            assert not known or (known.status == "pruned" and len(known.history) < epochs), "it has been trained before"
+        assert set(before) <= set(finished())
+    assert kills >= 3
+    call(tmp_path / "whole")
+    whole, killed = (nnlib.load_results(tmp_path / name).trials for name in ("whole", "killed"))
+    for a, b in zip(whole, killed, strict=True):
+        assert (a.settings, a.status, a.epochs) == (b.settings, b.status, b.epochs)
+        assert [r["valid_loss"] for r in a.history] == [r["valid_loss"] for r in b.history]

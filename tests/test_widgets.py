@@ -7,13 +7,13 @@ import time
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from nbclient import NotebookClient
 
 import nnlib
 from nnlib import plots, widgets
 from nnlib.hyperparameters import Hyperparameters
+from nnlib.results import SearchResults, Trial
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +76,44 @@ def test_activation_explorer():
     assert not panel.message.value
 
 
-def test_search_explorer():
+@pytest.fixture
+def results():
     rows = [(0.1, 0.0, (8,), 0.3, 1.5), (0.1, 0.1, (8,), 0.4, 1.4), (0.2, 0.0, (8, 4), 0.5, 1.3)]
-    table = pd.DataFrame(rows, columns=["learning_rate", "l2", "hidden_sizes", "valid_accuracy", "valid_loss"])
-    panel = widgets.search_explorer(table.assign(seconds=2.0))
+    trials = [
+        Trial(i, {"learning_rate": rate, "l2": l2, "hidden_sizes": sizes}, "complete", accuracy, loss)
+        for i, (rate, l2, sizes, accuracy, loss) in enumerate(rows)
+    ]
+    names = ("train_loss", "valid_loss", "train_accuracy", "valid_accuracy")
+    for trial in trials:
+        trial.history = [{"epoch": 1, **dict.fromkeys(names, 0.1 * trial.number)}]
+    failed = Trial(3, {"learning_rate": 0.2, "l2": 0.1, "hidden_sizes": (8,)}, "failed")
+    return SearchResults(Hyperparameters(), {}, "grid", [*trials, failed])
+
+
+def test_search_explorer(results):
+    panel, below = widgets.search_explorer(results).children
     assert panel.controls["x"].options == ("learning_rate", "l2", "hidden_sizes")
     assert change(panel, y="l2")
     assert change(panel, value="valid_loss")
     assert change(panel, x="l2")  # one hyperparameter against itself: all trials
-    assert not panel.message.value
+    assert not panel.message.value and not below.message.value
+
+
+def test_search_explorer_narrows_and_shows_the_trial_that_is_clicked(results):
+    panel, below = widgets.search_explorer(results).children
+    trial = below.controls["trial"]
+    assert [number for _, number in trial.options] == [2, 1, 0, 3]  # the best first, and shown
+    assert below.picture.value == plots.png(plots.history(results.trials[2].history))
+    assert change(below, trial=0)
+    assert below.picture.value == plots.png(plots.history(results.trials[0].history))
+    assert change(panel, learning_rate=(0, 0))
+    assert [number for _, number in trial.options] == [1, 0]
+    expected = plots.search_heatmap(results.to_dataframe()[:2], "learning_rate", "hidden_sizes")
+    assert panel.picture.value == plots.png(expected)
+    change(panel, l2=(1, 1))
+    assert [number for _, number in trial.options] == [1]
+    change(panel, hidden_sizes=(1, 1))
+    assert "No trial lies between all of these limits" in panel.message.value and not trial.options
 
 
 def test_prediction_explorer(model, data):
