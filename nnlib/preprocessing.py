@@ -39,7 +39,9 @@ class Preprocessing:
             raise HyperparameterError(
                 f"images: {flat.shape[1]} numbers an image, but the network was made for {len(self.scale)}."
             )
-        x = np.multiply(flat, self.scale, out=workspace.array("pixels", flat.shape), dtype=np.float32)
+        x = workspace.array("pixels", flat.shape)
+        x[...] = flat  # faster than a product of integers and floats, which NumPy converts bit by bit
+        x *= self.scale
         x += self.offset
         if self.matrix is None:
             return x
