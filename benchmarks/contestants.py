@@ -61,7 +61,7 @@ class Nnlib:
 
     def steps(self, n: int) -> None:
         for _ in range(n):
-            self.trainer._train_step()
+            self.trainer.train_step()
 
 
 class Unfused(Nnlib):
