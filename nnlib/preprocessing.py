@@ -39,7 +39,9 @@ class Preprocessing:
             raise HyperparameterError(
                 f"images: {flat.shape[1]} numbers an image, but the network was made for {len(self.scale)}."
             )
-        x = np.multiply(flat, self.scale, out=workspace.array("pixels", flat.shape), dtype=np.float32)
+        x = workspace.array("pixels", flat.shape)
+        x[...] = flat  # faster than a product of integers and floats, which NumPy converts bit by bit
+        x *= self.scale
         x += self.offset
         if self.matrix is None:
             return x
@@ -66,42 +68,44 @@ def fit_preprocessing(
     ``zca`` turns them back: each input stays near its pixel, and looks like an image (Bell and Sejnowski 1997).
     Statistics come from at most 20,000 images, drawn by ``seed``.
     """
-    n_channels = images.shape[1] if images.ndim == 4 else 1
     n_pixels = int(np.prod(images.shape[1:]))
-    if len(images) > 20_000:
-        images = images[np.sort(np.random.default_rng(seed).choice(len(images), 20_000, replace=False))]
-    flat = images.reshape(len(images), n_pixels)
     if kind == "scale":
         return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), np.zeros(n_pixels, np.float32))
+    rows = np.arange(len(images))
+    if len(rows) > 20_000:
+        rows = np.sort(np.random.default_rng(seed).choice(len(images), 20_000, replace=False))
+    # in pieces: all of the images at once, as wider numbers, would need many times their memory
+    pieces = [rows[start : start + 2000] for start in range(0, len(rows), 2000)]
+    flat = images.reshape(len(images), n_pixels)
     if kind == "standardise":
-        mean, std = _channel_statistics(flat, n_channels)
+        mean, std = _channel_statistics(flat, pieces, images.shape[1] if images.ndim == 4 else 1)
         return Preprocessing((1 / std).astype(np.float32), (-mean / std).astype(np.float32))
     if kind in ("whiten", "zca"):
-        return _fit_whitening(flat, components, floor, turn_back=kind == "zca")
+        return _fit_whitening(flat, pieces, components, floor, turn_back=kind == "zca")
     raise HyperparameterError(f"preprocessing: {kind!r} is not known. {did_you_mean(kind, PREPROCESSING)}")
 
 
-def _channel_statistics(flat: Array, n_channels: int) -> tuple[Array, Array]:
+def _channel_statistics(flat: Array, pieces: list[Array], n_channels: int) -> tuple[Array, Array]:
     """Return mean and standard deviation of each channel, repeated for each of its pixels: two arrays (D,)."""
-    counts = [np.bincount(c.ravel(), minlength=256) for c in np.split(flat, n_channels, axis=1)]
-    levels = np.arange(256)
-    means = np.array([count @ levels / count.sum() for count in counts])
-    variances = np.array([count @ levels**2 / count.sum() for count in counts]) - means**2
+    counts, levels = np.zeros((n_channels, 256)), np.arange(256)
+    for rows in pieces:
+        for count, channel in zip(counts, np.split(flat[rows], n_channels, axis=1), strict=True):
+            count += np.bincount(channel.ravel(), minlength=256)
+    means, squares = (counts @ (levels**power) / counts.sum(axis=1) for power in (1, 2))
     repeats = flat.shape[1] // n_channels
-    return np.repeat(means, repeats), np.repeat(np.sqrt(np.maximum(variances, 1e-6)), repeats)
+    return np.repeat(means, repeats), np.repeat(np.sqrt(np.maximum(squares - means**2, 1e-6)), repeats)
 
 
-def _fit_whitening(flat: Array, components: int, floor: float, turn_back: bool) -> Preprocessing:
+def _fit_whitening(flat: Array, pieces: list[Array], components: int, floor: float, turn_back: bool) -> Preprocessing:
     from scipy.linalg import eigh  # imported here: `import nnlib` stays as fast as `import numpy`
 
-    n_pixels = flat.shape[1]
+    n_pixels, n = flat.shape[1], sum(map(len, pieces))
     keep = min(components or n_pixels, n_pixels)
-    mean = flat.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = (sum(flat[rows].sum(axis=0, dtype=np.float64) for rows in pieces) / n).astype(np.float32)
     covariance = np.zeros((n_pixels, n_pixels), np.float32)
-    for start in range(0, len(flat), 2000):  # in pieces: the images as floats would need four times their memory
-        x = (flat[start : start + 2000] - mean) / 255
-        add_gram(covariance, x)  # eigh reads no more than the lower triangle
-    covariance /= len(flat)
+    for rows in pieces:
+        add_gram(covariance, (flat[rows] - mean) / 255)  # eigh reads no more than the lower triangle
+    covariance /= n
     mean_variance = np.trace(covariance) / n_pixels
     variances, axes = eigh(covariance, subset_by_index=[n_pixels - keep, n_pixels - 1], overwrite_a=True)
     shrink = np.sqrt(np.maximum(variances, 0) + floor * mean_variance + 1e-8)

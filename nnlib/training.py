@@ -219,15 +219,15 @@ class Trainer:
         end = (self.epoch + 1) * self.steps_per_epoch
         while self.step < end:
             started = time.perf_counter()
-            self._train_step()
+            self.train_step()
             self.tally.seconds += time.perf_counter() - started
             self._call("on_step")
             if self.stopped and self.step < end:
                 return self._save()
         self._finish_epoch()
 
-    def _train_step(self) -> None:
-        """One update on the next batch."""
+    def train_step(self) -> None:
+        """Do one update, on the next batch."""
         model = self.model
         x, labels, masks = self.batches[self.step]
         with np.errstate(all="ignore"):  # a loss that is not finite is told in words below

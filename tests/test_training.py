@@ -227,13 +227,13 @@ def test_steps_allocate_nothing_large(changes):
     data = nnlib.load_dataset("standin", n_train=1024, n_valid=100, n_test=10)
     common = {"hidden_sizes": (512, 256), "flip": True, "shift": 2, "momentum": 0.9, "l2": 1e-3, "label_smoothing": 0.1}
     trainer = Trainer(nnlib.Hyperparameters(**common, **changes), data, progress=False)
-    trainer._train_step()
+    trainer.train_step()
     largest = 0
     tracemalloc.start()
     for _ in range(6):  # into the second epoch
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        trainer._train_step()
+        trainer.train_step()
         largest = max(largest, tracemalloc.get_traced_memory()[1] - before)
     tracemalloc.stop()
     assert largest < 100_000  # a batch of float32 inputs would be 3 MB, the first layer's activations 0.5 MB
