@@ -270,16 +270,20 @@ def threads(arena: Arena, quick: bool) -> dict[str, Any]:
 
 
 def imports(arena: Arena, quick: bool) -> dict[str, Any]:
-    """Seconds to start Python and import, less those of starting it."""
-    times: dict[str, list[float]] = {"pass": [], "import numpy": [], "import nnlib": []}
+    """Seconds to import, less those of starting Python: nnlib alone, and with its trainer loaded."""
+    codes = {"python": "pass", "numpy": "import numpy", "nnlib": "import nnlib"}
+    codes["nnlib.train"] = "from nnlib import train"
+    times: dict[str, list[float]] = {name: [] for name in codes}
     for _ in range(9):
-        for code in times:
+        for name, code in codes.items():
             started = time.perf_counter()
             subprocess.run([sys.executable, "-c", code], check=True)
-            times[code].append(time.perf_counter() - started)
-    start, *rest = (float(np.median(t)) for t in times.values())
-    result = {"numpy": rest[0] - start, "nnlib": rest[1] - start, "ratio": (rest[1] - start) / (rest[0] - start)}
-    print(f"\nimport nnlib: {result['nnlib']:.3f} s, {result['ratio']:.2f} times import numpy (medians of 9)")
+            times[name].append(time.perf_counter() - started)
+    start = np.median(times.pop("python"))
+    result = {name: float(np.median(t) - start) for name, t in times.items()}
+    for name in ("nnlib", "nnlib.train"):
+        result[f"{name} / numpy"] = result[name] / result["numpy"]
+        print(f"import of {name}: {result[name]:.3f} s, {result[f'{name} / numpy']:.2f} times NumPy's (medians of 9)")
     return result
 
 

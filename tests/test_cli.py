@@ -145,7 +145,7 @@ def test_values_to_vary(text: str, expected: tuple[str, list[object]]):
 
 
 def test_ranges_to_vary():
-    from nnlib.search import Range
+    from nnlib.searching import Range
 
     assert cli._parse_vary("l2=1e-5..0.01") == ("l2", Range(1e-5, 0.01, log=True))
     assert cli._parse_vary("momentum=0..0.9") == ("momentum", Range(0, 0.9))

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import nnlib
-from nnlib.search import search
+from nnlib.searching import search
 
 pytest.importorskip("distributed", reason="the cluster is optional: pip install 'dask[distributed]'")
 

@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 
 import nnlib
 from nnlib.results import SearchResults, Trial
-from nnlib.search import search
+from nnlib.searching import search
 
 BASE = nnlib.Hyperparameters(hidden_sizes=(8,), epochs=3, batch_size=50, momentum=0.9)
 SPACE = {"learning_rate": [0.003, 0.03], "hidden_sizes": [(8,), (12, 6)]}
@@ -97,7 +97,7 @@ def test_a_diverging_and_a_crashing_trial_are_recorded_and_stop_nobody(data):
 
 
 def test_an_interrupted_search_goes_on_and_runs_no_trial_twice(data, tmp_path, monkeypatch):
-    module = __import__("nnlib.search", fromlist=["run_trial"])
+    module = __import__("nnlib.searching", fromlist=["run_trial"])
     real, calls = module.run_trial, []
 
     def counted(data, trial, *rest):
@@ -285,7 +285,7 @@ def test_importance_finds_what_matters():
 
 
 def test_a_crashing_process_fails_its_trial_alone(data, monkeypatch):
-    module = __import__("nnlib.search", fromlist=["run_trial"])
+    module = __import__("nnlib.searching", fromlist=["run_trial"])
     real = module.run_trial
 
     def deadly(data, trial, *rest):
@@ -302,7 +302,7 @@ def test_a_crashing_process_fails_its_trial_alone(data, monkeypatch):
 
 @pytest.mark.parametrize("method", ["grid", "halving"])
 def test_a_failed_and_a_diverged_trial_do_not_run_again(data, tmp_path, monkeypatch, method):
-    module = __import__("nnlib.search", fromlist=["run_trial"])
+    module = __import__("nnlib.searching", fromlist=["run_trial"])
     real = module.run_trial
 
     def scarce(data, trial, base, epochs, *rest):
@@ -326,13 +326,13 @@ def test_a_failed_and_a_diverged_trial_do_not_run_again(data, tmp_path, monkeypa
 KILLED = """
 import sys
 import nnlib
-from nnlib.search import search
+from nnlib.searching import search
 data = nnlib.load_dataset("standin", n_train=300, n_valid=100, n_test=50)
 base = nnlib.Hyperparameters(hidden_sizes=(8,), epochs=9, batch_size=10, momentum=0.9)
 rates = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 900.0]
 method, workers, folder = sys.argv[1:]
 space = {"learning_rate": nnlib.loguniform(1e-4, 0.1) if method == "tpe" else rates}
-module = sys.modules["nnlib.search"]
+module = sys.modules["nnlib.searching"]
 real = module.Ladder._submit
 def submit(self, trial, epochs):
     known = self._recorded(trial)

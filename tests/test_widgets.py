@@ -352,5 +352,5 @@ def test_the_live_plot_draws_nothing_outside_of_notebooks(data, capsys):
     hp = Hyperparameters(hidden_sizes=(8,), epochs=1, batch_size=20)
     run = nnlib.train(hp, data, progress=False, callbacks=[live])
     assert len(run.history) == 1 and not live.picture.value and capsys.readouterr().out == ""
-    with pytest.raises(AttributeError, match="no attribute 'LivPlot'"):
+    with pytest.raises(AttributeError, match="No nnlib attribute LivPlot"):
         _ = nnlib.LivPlot
