@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class NNLibError(Exception):
@@ -29,3 +32,10 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
     return (f"Did you mean {near[0]!r}? " if near else "") + "Known: " + ", ".join(names) + "."
+
+
+def one_of(known: Iterable[T], name: str, value: T) -> T:
+    """Return ``value`` if it is one of ``known``; otherwise raise HyperparameterError, which calls it ``name``."""
+    if value not in known:
+        raise HyperparameterError(f"{name}: {value!r} is not known. {did_you_mean(value, map(str, known))}")
+    return value

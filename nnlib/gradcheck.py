@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnlib.errors import HyperparameterError, NNLibError, did_you_mean
+from nnlib.errors import NNLibError, one_of
 from nnlib.losses import l2_penalty, softmax_cross_entropy
 from nnlib.model import MLP, Array, Loss, Masks
 
@@ -114,8 +114,7 @@ def check_gradients(
     within ``tolerance``: central differences carry an absolute error of about eps |L| / h whatever the derivative is.
     The model and x may be float32: a float64 copy is checked. Raises HyperparameterError for unfit x or labels.
     """
-    if method not in METHODS:
-        raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, METHODS)}")
+    derivative = METHODS[one_of(METHODS, "method", method)]
     twin, x = model.astype(np.float64), np.asarray(x, np.float64)
     moved = twin.astype(np.complex128) if method == "complex" else twin
     masks = tuple(np.asarray(m, np.float64) for m in masks)
@@ -132,7 +131,7 @@ def check_gradients(
         for name, p in moved.parameters.items():
             chosen = np.arange(p.size) if p.size <= samples else np.sort(rng.choice(p.size, samples, replace=False))
             entries = [tuple(int(i) for i in np.unravel_index(flat, p.shape)) for flat in chosen]
-            numerical = {entry: METHODS[method](partial(_at, look, p, entry), h) for entry in entries}
+            numerical = {entry: derivative(partial(_at, look, p, entry), h) for entry in entries}
             rows.append(_worst(term, name, gradients[name], numerical, 4 * noise / tolerance))
     return GradientReport(tuple(rows), tolerance, method)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
 from nnlib.activations import get_activation
-from nnlib.errors import HyperparameterError, did_you_mean
+from nnlib.errors import HyperparameterError, did_you_mean, one_of
 from nnlib.initialisation import INITIALISATIONS
 from nnlib.schedules import SCHEDULES
 
@@ -41,13 +42,7 @@ def _number(default: float, low: float, high: float, text: str, *, below_high: b
 
 def _choice(default: str, options: tuple[str, ...], text: str) -> Any:
     """Declare a field that takes one of ``options``."""
-
-    def check(name: str, value: Any) -> str:
-        if value not in options:
-            raise HyperparameterError(f"{name}: {value!r} is not known. {did_you_mean(value, options)}")
-        return str(value)
-
-    return _field(default, text, "one of " + ", ".join(options), check, options=options)
+    return _field(default, text, "one of " + ", ".join(options), partial(one_of, options), options=options)
 
 
 def _switch(default: bool, text: str) -> Any:
@@ -146,9 +141,7 @@ class Hyperparameters:
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> "Hyperparameters":
         """Return the recipe called ``name``, with some fields changed if wanted; ``RECIPES`` lists them all."""
-        if name not in RECIPES:
-            raise HyperparameterError(f"recipe: {name!r} is not known. {did_you_mean(name, RECIPES)}")
-        return RECIPES[name].replace(**changes)
+        return RECIPES[one_of(RECIPES, "recipe", name)].replace(**changes)
 
 
 # fmt: off

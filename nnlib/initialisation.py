@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nnlib.errors import HyperparameterError, did_you_mean
+from nnlib.errors import one_of
 
 # Variance of one weight: 2/fan_in keeps the signal's size through ReLU-like layers (He et al. 2015), 2/(fan_in +
 # fan_out) through tanh-like ones both ways (Glorot and Bengio 2010), 1/fan_in through linear ones (LeCun et al. 1998).
@@ -25,13 +25,8 @@ def initial_weights(
     ``name`` is ``he``, ``xavier`` or ``lecun``, followed by ``_normal`` (the default) or ``_uniform``; or
     ``small_normal``, a standard deviation of 0.01 whatever the width. Raises HyperparameterError for any other.
     """
-    kind, _, law = name.partition("_")
-    if name == "small_normal":
-        std = 0.01
-    elif kind in _VARIANCE and name in INITIALISATIONS:
-        std = math.sqrt(_VARIANCE[kind](fan_in, fan_out))
-    else:
-        raise HyperparameterError(f"initialisation: {name!r} is not known. {did_you_mean(name, INITIALISATIONS)}")
+    kind, _, law = one_of(INITIALISATIONS, "initialisation", name).partition("_")
+    std = 0.01 if kind == "small" else math.sqrt(_VARIANCE[kind](fan_in, fan_out))
     if law == "uniform":
         limit = std * math.sqrt(3)  # a uniform law on (-limit, limit) has this standard deviation
         return rng.uniform(-limit, limit, (fan_in, fan_out)).astype(dtype)

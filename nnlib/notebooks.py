@@ -12,7 +12,6 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
-from papermill.parameterize import parameterize_notebook
 from tqdm import tqdm
 
 from nnlib.cifar10 import CHECKOUT
@@ -66,25 +65,24 @@ def execute(
 ) -> Page:
     """Run a notebook in its folder and a fresh kernel; the file stays as it is. The result is clean enough to commit.
 
-    ``parameters`` are set after the cell tagged ``parameters``; ``env`` adds to the kernel's environment; ``label``
-    stands beside the progress bar that a terminal shows.
+    ``parameters`` are set at the end of the cell tagged ``parameters``; ``env`` adds to the kernel's environment;
+    ``label`` stands beside the progress bar that a terminal shows.
     """
     path = Path(path).resolve()
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata.papermill = {}  # papermill takes this, and tags on every cell, as given
+    given = "".join(f"\n{name} = {value!r}" for name, value in (parameters or {}).items())
     for cell in notebook.cells:
-        cell.metadata.setdefault("tags", [])
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
-    if parameters:
-        notebook = parameterize_notebook(notebook, parameters, kernel_name="python3", language="python")
+        if "parameters" in cell.metadata.get("tags", ()):
+            cell.source += given
     kernel_env = os.environ | {"TQDM_DISABLE": "1"}  # a bar that is saved says 0 % for ever
     if folder := os.environ.get("NNLIB_DATA_DIR"):
         kernel_env["NNLIB_DATA_DIR"] = str(Path(folder).expanduser().resolve())  # the kernel runs in another folder
     start = time.perf_counter()
     error = _run(notebook, path.parent, kernel_env | (env or {}), label or path.stem)
     seconds = time.perf_counter() - start
-    _clean(notebook)
+    _clean(notebook, given)
     return Page(path.stem, notebook, seconds, _explain(error, notebook) if error else None)
 
 
@@ -98,6 +96,7 @@ def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) 
             resources={"metadata": {"path": str(folder)}},
             extra_arguments=["--log-level=40"],  # errors only: the kernel warns of its own transport at each start
             coalesce_streams=True,
+            record_timing=False,
             on_cell_complete=lambda **_: bar.update(),
         )
         try:
@@ -116,20 +115,12 @@ def _explain(error: Exception, notebook: NotebookNode) -> str:
     return f"cell {max(number, 1)}: {name}: {text}".splitlines()[0]
 
 
-def _clean(notebook: NotebookNode) -> None:
-    """Drop what is of one moment or machine: widget views, the injected cell, timings and versions."""
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.tags]
+def _clean(notebook: NotebookNode, given: str) -> None:
+    """Drop what is of one moment or machine: widget views, the ``given`` parameters, versions."""
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
-        if not cell.metadata.tags:
-            del cell.metadata["tags"]
-    executed = [cell for cell in notebook.cells if cell.get("execution_count") is not None]
-    for number, cell in enumerate(executed, start=1):
-        cell.execution_count = number
-        cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
-        for output in cell.outputs:
-            if output.output_type == "execute_result":
-                output.execution_count = number
+        cell.source = cell.source.removesuffix(given)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
 

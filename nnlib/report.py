@@ -19,7 +19,7 @@ from nbformat.v4 import new_notebook
 
 import nnlib
 from nnlib.checkpoints import write_text
-from nnlib.errors import HyperparameterError
+from nnlib.errors import one_of
 from nnlib.notebooks import Page, ReportError, execute, find_notebooks
 
 TITLE = "A three-layer network for CIFAR-10, written by hand"
@@ -47,8 +47,7 @@ def build(
     ``notebooks`` chooses by number or name; ``code`` is "fold", "hide" or "show". A notebook that fails is marked in
     the report. Raises ReportError at the end, when the report is written, if any failed.
     """
-    if code not in CODE:
-        raise HyperparameterError(f"code: {code!r} is not allowed; one of {', '.join(CODE)}.")
+    one_of(CODE, "code", code)
     paths, output = find_notebooks(notebooks_dir, notebooks), Path(output)
     data = nnlib.load_dataset(dataset)
     print(f"data: {data.source}", flush=True)
@@ -138,13 +137,11 @@ class Renderer(IPythonRenderer):
         return mathml(body)
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
-        words = re.sub(r"\W+", "-", re.sub(r"<[^>]+>", "", text)).strip("-")
-        address = unique = f"{self.page}--{words}"
-        taken = {entry[2] for entry in self.contents}
-        while unique in taken:
-            unique = f"{address}-{len(taken)}"
-        self.contents.append((self.page, level, unique, text))
-        return f'<h{level} id="{unique}">{text}</h{level}>\n'
+        address = f"{self.page}--" + re.sub(r"\W+", "-", re.sub(r"<[^>]+>", "", text)).strip("-")
+        while address in (entry[2] for entry in self.contents):
+            address += "-"
+        self.contents.append((self.page, level, address, text))
+        return f'<h{level} id="{address}">{text}</h{level}>\n'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         file, _, place = url.partition("#")

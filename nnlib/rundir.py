@@ -1,7 +1,6 @@
 """The folder of one training run: what was asked, what happened epoch by epoch, the best weights, the last state."""
 
 import csv
-import io
 import json
 import os
 import platform
@@ -146,12 +145,9 @@ class RunDirectory:
         """Write history.csv and log.txt anew from the history, so that they always agree with the saved state."""
         if not trainer.history:
             return
-        rows = io.StringIO()
         names = dict.fromkeys(name for record in trainer.history for name in record)
-        writer = csv.DictWriter(rows, list(names), restval="nan", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(trainer.history)
-        write_text(self.path / "history.csv", rows.getvalue())
+        rows = [names, *([record.get(name, "nan") for name in names] for record in trainer.history)]
+        write_text(self.path / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
         lines = [describe(record, trainer.hp.epochs) for record in trainer.history]
         lines += [*trainer.warnings.values(), trainer.stopped]
         write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")

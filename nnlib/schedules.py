@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from nnlib.errors import HyperparameterError, did_you_mean
+from nnlib.errors import one_of
 
 Schedule = Callable[[int], float]
 SCHEDULES = ("constant", "step", "exponential", "cosine", "one_cycle")
@@ -36,7 +36,7 @@ def make_schedule(
         progress = min(step / max(total, 1), 1.0)
         return floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    after: dict[str, Schedule] = {
+    schedules: dict[str, Schedule] = {
         "constant": lambda step: rate,
         "step": lambda step: max(rate * decay_rate ** (step // decay_every), floor),
         "exponential": lambda step: max(rate * decay_rate ** (step / decay_every), floor),
@@ -45,12 +45,11 @@ def make_schedule(
             rate / 25 + (rate - rate / 25) * step / top if step < top else cosine(step - top, total - top)
         ),
     }
-    if name not in after:
-        raise HyperparameterError(f"schedule: {name!r} is not known. {did_you_mean(name, SCHEDULES)}")
+    after = schedules[one_of(SCHEDULES, "schedule", name)]
 
     def schedule(step: int) -> float:
         if step < warmup_steps:
             return learning_rate * (step + 1) / warmup_steps
-        return after[name](step - warmup_steps)
+        return after(step - warmup_steps)
 
     return schedule
