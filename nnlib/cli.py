@@ -103,6 +103,7 @@ def train(
     run_dir: Path | None = None,
     resume: bool = True,
     quiet: Flag = False,
+    threads: int | None = None,
     source: Source = None,
     options: Overrides = None,
 ) -> None:
@@ -112,9 +113,10 @@ def train(
         run_dir: Folder of the run [default: runs/ and the time].
         resume: Go on with the run that RUN_DIR holds.
         quiet: Show no progress.
+        threads: BLAS threads at work [default: as many as the products can use; beside busy programs, 1 is faster].
     """
     hp, folder = hyperparameters(recipe, options), run_dir or _new_folder("train")
-    print(nnlib.train(hp, _load(source), run_dir=folder, resume=resume, progress=not quiet))
+    print(nnlib.train(hp, _load(source), run_dir=folder, resume=resume, progress=not quiet, threads=threads))
     print(f"best weights: {folder / 'best.npz'}")
 
 

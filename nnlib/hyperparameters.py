@@ -158,5 +158,10 @@ RECIPES: dict[str, Hyperparameters] = {
         hidden_sizes=(512, 256), preprocessing="whiten", components=192, flip=True, shift=1, l2=2e-3, epochs=5,
         learning_rate=0.2, momentum=0.9, nesterov=True, schedule="cosine", warmup_steps=60,
     ),
+    "best": Hyperparameters(
+        hidden_sizes=(1024, 256), activation="relu", preprocessing="whiten", components=768, flip=True, shift=3,
+        l2=3e-4, dropout=0.1, input_dropout=0.05, label_smoothing=0.1, epochs=300, learning_rate=0.1, momentum=0.9,
+        nesterov=True, schedule="cosine", warmup_steps=500,
+    ),
 }
 # fmt: on
