@@ -69,3 +69,28 @@ def test_results_are_those_of_the_shipped_run_and_notebook(readme, root):
     cells = json.loads((root / "notebooks/05_testing.ipynb").read_text(encoding="utf-8"))["cells"]
     printed = "".join("".join(o.get("text", "")) for c in cells for o in c.get("outputs", []))
     assert re.search(r"test accuracy (0\.\d+)", printed)[1] in row
+
+
+@pytest.mark.parametrize("name", ["best", "classic", "quick"])
+def test_results_are_those_of_the_shipped_logs_and_weights(readme, root, name, real_images):
+    cells = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`")).split(" | ")
+    history = nnlib.training.RunDirectory(root / "data/runs" / name).read_history()
+    assert int(cells[2]) == len(history)
+    assert cells[4] == f"{max(record['valid_accuracy'] for record in history):.4f}"
+    model = nnlib.load_model(root / "data/models" / f"{name}.npz")
+    data = nnlib.load_dataset("cifar10", real_images)
+    if data.fingerprint != model.info["fingerprint"]:
+        pytest.skip("these are other pixels than those that the README's numbers come from")
+    assert cells[5].strip(" |") == f"{nnlib.evaluate(model, data.test).accuracy:.4f}"
+    assert nnlib.Hyperparameters.from_dict(model.info["hyperparameters"]) == nnlib.RECIPES[name]
+
+
+def test_speed_is_that_of_the_shipped_benchmark(readme, root):
+    results = {path.stem: json.loads(path.read_text("utf-8")) for path in (root / "data/benchmarks").glob("*.json")}
+    table = {row["name"]: row["median"] for row in results["speed"]["table"]}
+    for name, ratio in results["speed"]["nnlib_over"].items():
+        assert f"| {name} | {table[name]:,} | {ratio['median']:.2f} |" in readme
+    assert f"| nnlib | {table['nnlib']:,} | |" in readme
+    seconds = [row["seconds"] for row in results["accuracy"]["rows"]]
+    assert f"in {min(seconds):.1f} to {max(seconds):.1f} seconds" in " ".join(readme.split())
+    assert f"peaks at {results['memory']['peak_resident_mb']:.0f} MB" in " ".join(readme.split())
