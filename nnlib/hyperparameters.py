@@ -1,9 +1,11 @@
 """One frozen dataclass of everything that defines a training run, shared by trainer, search, widgets and files."""
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, NoReturn
 
 from nnlib.activations import get_activation
@@ -144,24 +146,5 @@ class Hyperparameters:
         return RECIPES[one_of(RECIPES, "recipe", name)].replace(**changes)
 
 
-# fmt: off
-RECIPES: dict[str, Hyperparameters] = {
-    "classic": Hyperparameters(
-        hidden_sizes=(1024, 256), activation="leaky_relu", initialisation="lecun_normal", l2=0.001, epochs=200,
-        learning_rate=0.05, schedule="step", decay_rate=0.95, decay_every=375, min_learning_rate=0.001,
-    ),
-    "quick": Hyperparameters(
-        hidden_sizes=(512, 256), preprocessing="whiten", components=256, flip=True, shift=2, l2=5e-4, epochs=16,
-        learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine", warmup_steps=200,
-    ),
-    "fast": Hyperparameters(
-        hidden_sizes=(512, 256), preprocessing="whiten", components=192, flip=True, shift=1, l2=2e-3, epochs=5,
-        learning_rate=0.2, momentum=0.9, nesterov=True, schedule="cosine", warmup_steps=60,
-    ),
-    "best": Hyperparameters(
-        hidden_sizes=(1024, 256), activation="relu", preprocessing="whiten", components=768, flip=True, shift=3,
-        l2=3e-4, dropout=0.1, input_dropout=0.05, label_smoothing=0.1, epochs=300, learning_rate=0.1, momentum=0.9,
-        nesterov=True, schedule="cosine", warmup_steps=500,
-    ),
-}
-# fmt: on
+_recipes = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
+RECIPES = {name: Hyperparameters(**values) for name, values in _recipes.items()}

@@ -14,7 +14,7 @@ from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKerne
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from nnlib.cifar10 import CHECKOUT
+from nnlib.cifar10 import CHECKOUT, data_root
 from nnlib.errors import NNLibError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -37,10 +37,9 @@ class Page:
     @property
     def title(self) -> str:
         """The notebook's first heading, otherwise its file name."""
-        for cell in self.notebook.cells:
-            if cell.cell_type == "markdown" and (heading := re.search(r"^# +(.+)$", cell.source, re.M)):
-                return heading[1].strip()
-        return self.name
+        texts = "\n".join(cell.source for cell in self.notebook.cells if cell.cell_type == "markdown")
+        heading = re.search(r"^# +(.+)$", texts, re.M)
+        return heading[1].strip() if heading else self.name
 
 
 def find_notebooks(folder: str | Path | None = None, chosen: Iterable[str] | None = None) -> list[Path]:
@@ -76,9 +75,8 @@ def execute(
             cell.update(outputs=[], execution_count=None)
         if "parameters" in cell.metadata.get("tags", ()):
             cell.source += given
-    kernel_env = os.environ | {"TQDM_DISABLE": "1"}  # a bar that is saved says 0 % for ever
-    if folder := os.environ.get("NNLIB_DATA_DIR"):
-        kernel_env["NNLIB_DATA_DIR"] = str(Path(folder).expanduser().resolve())  # the kernel runs in another folder
+    # The kernel runs in another folder; and a bar that is saved says 0 % for ever.
+    kernel_env = os.environ | {"NNLIB_DATA_DIR": str(data_root().resolve()), "TQDM_DISABLE": "1"}
     start = time.perf_counter()
     error = _run(notebook, path.parent, kernel_env | (env or {}), label or path.stem)
     seconds = time.perf_counter() - start

@@ -6,8 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -44,22 +43,17 @@ class RunDirectory:
         self.path = Path(path)
         self.best, self.last, self.previous = (self.path / f"{n}.npz" for n in ("best", "last", "previous"))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[Any]:
         """Hold the folder for this process. Raises CheckpointError while another process trains in it."""
         from filelock import FileLock, Timeout  # imported here: `import nnlib` stays as fast as `import numpy`
 
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path}: no folder can be made here ({error.strerror}); name another."
-            ) from None
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
+            return FileLock(self.path / ".lock").acquire(timeout=0)  # which makes the folder
         except Timeout:
             raise CheckpointError(f"{self.path}: another process is training in this folder; wait for it.") from None
+        except OSError as error:
+            problem = f"no folder can be made here ({error.strerror}); name another"
+            raise CheckpointError(f"{self.path}: {problem}.") from None
 
     def open(self, trainer: "Trainer", resume: bool) -> None:
         """Bring ``trainer`` to the state that is saved here, or start the folder anew.
