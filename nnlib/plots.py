@@ -384,6 +384,8 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
         ax.plot(shown[name].map(str) if few else shown[name], shown[value], "o", alpha=0.7)
         if not few and column.min() > 0 and column.max() >= 20 * column.min():
             ax.set_xscale("log")
+        ax.tick_params(axis="x", which="minor", labelbottom=False)
+        ax.tick_params(axis="x", labelrotation=15 if few else 0)
         ax.set_xlabel(name)
     axes[0].set_ylabel(value)
     return figure
@@ -392,9 +394,7 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
 def search_parallel(table: Any, names: Sequence[str], value: str = "valid_accuracy") -> Figure:
     """One line a trial through its values of the hyperparameters in ``names``, its colour and its end ``value``."""
     figure, (ax,) = _figure(height=4.5, title="Each line is a trial", xlabel="hyperparameter, and what came of it")
-    rows = table.dropna(subset=value).sort_values(
-        value, ascending=not value.endswith("loss")
-    )  # the best above the rest
+    rows = table.dropna(subset=value).sort_values(value, ascending=not value.endswith("loss"))  # the best on top
     columns = [*names, value]
     heights = np.transpose([_draw_scale(ax, x, rows[name].tolist()) for x, name in enumerate(columns)])
     colors = matplotlib.colormaps["viridis"](heights[:, -1:].ravel())
