@@ -6,12 +6,10 @@ Writes one file for each part to data/benchmarks/ and a picture to figures/bench
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
@@ -316,7 +314,6 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"{', '.join(unknown)}: there is no such part; {', '.join(PARTS)}")
-    warnings.filterwarnings("ignore", message=".*ConvergenceWarning.*")
     started, about = time.perf_counter(), description()
     print(f"{about['cpu']}, {CORES} cores, load {os.getloadavg()[0]:.1f}; peers: {about['peers'] or 'none installed'}")
     for name in options.parts or PARTS:
@@ -330,8 +327,7 @@ def main() -> None:
             path.write_text(json.dumps(document, indent=1, default=float) + "\n", encoding="utf-8")
     if not options.quick:
         pictures.draw(ROOT / "data" / "benchmarks", ROOT / "figures")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(f"\n{time.perf_counter() - started:.0f} s in all; the largest process had {peak / 1e3:.0f} MB")
+    print(f"\n{time.perf_counter() - started:.0f} s in all")
 
 
 if __name__ == "__main__":
