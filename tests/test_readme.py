@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import nnlib
+from nnlib.rundir import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_links_lead_to_files(readme, root):
 def test_results_are_those_of_the_shipped_run_and_notebook(readme, root):
     """The table's validation accuracy is the shipped history's best, its test accuracy the one that 05 printed."""
     row = next(line for line in readme.splitlines() if line.startswith("| `quick`"))
-    history = nnlib.training.RunDirectory(root / "data/runs/quick").read_history()
+    history = RunDirectory(root / "data/runs/quick").read_history()
     best = max(record["valid_accuracy"] for record in history)
     assert f"{best:.4f}" in row
     assert nnlib.load_model(root / "data/models/quick.npz").info["best"]["valid_accuracy"] == best
@@ -74,7 +75,7 @@ def test_results_are_those_of_the_shipped_run_and_notebook(readme, root):
 @pytest.mark.parametrize("name", ["best", "classic", "quick"])
 def test_results_are_those_of_the_shipped_logs_and_weights(readme, root, name, real_images):
     cells = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`")).split(" | ")
-    history = nnlib.training.RunDirectory(root / "data/runs" / name).read_history()
+    history = RunDirectory(root / "data/runs" / name).read_history()
     assert int(cells[2]) == len(history)
     assert cells[4] == f"{max(record['valid_accuracy'] for record in history):.4f}"
     model = nnlib.load_model(root / "data/models" / f"{name}.npz")
