@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 
 import nnlib
 from nnlib import plots
+from nnlib.gradcheck import GradientReport, ParameterCheck
 from nnlib.results import SearchResults, Trial
 from nnlib.training import RangeTest
 
@@ -190,8 +191,8 @@ def test_labels_of_lines_do_not_overlap():
 
 
 def test_gradient_errors_above_the_tolerance_are_red():
-    bad = nnlib.gradcheck.GradientReport(
-        tuple(nnlib.gradcheck.ParameterCheck("data", n, (0,), 1, 1, e, 1, 0) for n, e in (("W1", 1e-9), ("b1", 1e-3))),
+    bad = GradientReport(
+        tuple(ParameterCheck("data", n, (0,), 1, 1, e, 1, 0) for n, e in (("W1", 1e-9), ("b1", 1e-3))),
         1e-7,
         "central",
     )
