@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help report test bench lab lint notebooks clean
+.PHONY: help report test bench ablation lab lint notebooks clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ report: $(READY)  ## execute every notebook and write report/index.html (first r
 
 test: $(READY)  ## run the tests, WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+ablation: $(READY)  ## train from `classic` to `best`, one change at a time: half an hour, on CIFAR-10
+	$(BIN)/python benchmarks/ablation.py $(ARGS)
 
 bench: $(READY)  ## measure speed against peers, ten minutes: keep the machine quiet (ARGS="speed small": only these)
 	$(BIN)/python benchmarks/bench.py $(ARGS)

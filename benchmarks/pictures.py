@@ -12,7 +12,8 @@ from nnlib import plots
 COLOURS = {"nnlib": plots.BLUE, "PyTorch eager": plots.ORANGE, "products alone": plots.GREY}
 
 
-def _axes(columns: int, height: float = 3.8) -> Any:
+def axes(columns: int, height: float = 3.8) -> Any:
+    """Return a figure and its ``columns`` axes side by side."""
     with plots.style():
         figure = Figure(figsize=(9, height), layout="constrained")
         return figure, figure.subplots(1, columns, squeeze=False)[0]
@@ -21,7 +22,7 @@ def _axes(columns: int, height: float = 3.8) -> Any:
 def speed(result: dict[str, Any]) -> Figure:
     """Bars of images a second, with the range of the rounds."""
     table = pd.DataFrame(result["table"]).sort_values("median")
-    figure, (ax,) = _axes(1, 4.2)
+    figure, (ax,) = axes(1, 4.2)
     colours = [COLOURS.get(name, plots.BLUE if name.startswith("nnlib") else "0.75") for name in table["name"]]
     spread = [table["median"] - table["min"], table["max"] - table["median"]]
     ax.barh(table["name"], table["median"], color=colours, xerr=spread, ecolor="0.3", capsize=3)
@@ -37,7 +38,7 @@ def scaling(result: dict[str, Any]) -> Figure:
     """Images a second against the hidden size, at each number of threads, and against the batch size."""
     table = pd.DataFrame(result["table"])
     most = table["threads"].max()
-    figure, (left, right) = _axes(2)
+    figure, (left, right) = axes(2)
     for (name, threads), rows in table[table["batch_size"] == 256].groupby(["name", "threads"], sort=False):
         line = "-" if threads == most else ":"
         left.loglog(
@@ -57,7 +58,7 @@ def scaling(result: dict[str, Any]) -> Figure:
 def small(result: dict[str, Any]) -> Figure:
     """Bars of images a second on small networks, each contestant at its best number of threads."""
     table = pd.DataFrame(result["best"])
-    figure, (ax,) = _axes(1, 3.4)
+    figure, (ax,) = axes(1, 3.4)
     names = [name for name in COLOURS if name in table]
     for place, name in enumerate(names):
         bars = ax.bar([x + 0.27 * (place - 1) for x in range(len(table))], table[name], 0.25, color=COLOURS[name])
@@ -73,7 +74,7 @@ def small(result: dict[str, Any]) -> Figure:
 def threads(result: dict[str, Any]) -> Figure:
     """Bars of a small network's speed, alone and beside a busy neighbour."""
     table = pd.DataFrame(result["table"])
-    figure, (ax,) = _axes(1, 3.2)
+    figure, (ax,) = axes(1, 3.2)
     busy = table["busy neighbours"] > 0
     names = [f"{'busy machine' if b else 'quiet machine'}\n{t}" for b, t in zip(busy, table["threads"], strict=True)]
     spread = [table["median"] - table["min"], table["max"] - table["median"]]
@@ -90,7 +91,7 @@ def threads(result: dict[str, Any]) -> Figure:
 def accuracy(result: dict[str, Any]) -> Figure:
     """Bars of the seconds that each seed of ``fast`` needs, beside one epoch of PyTorch."""
     rows = result["rows"]
-    figure, (ax,) = _axes(1, 3.0)
+    figure, (ax,) = axes(1, 3.0)
     labels = [f"fast, seed {row['seed']}" for row in rows] + [f"one epoch of\n{result['peer']}"]
     epoch = pd.Series([row["peer_epoch_seconds"] for row in rows]).median()
     seconds = [row.get("seconds") or 0 for row in rows] + [epoch]

@@ -146,5 +146,7 @@ class Hyperparameters:
         return RECIPES[one_of(RECIPES, "recipe", name)].replace(**changes)
 
 
-_recipes = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
-RECIPES = {name: Hyperparameters(**values) for name, values in _recipes.items()}
+RECIPES: dict[str, Hyperparameters] = {}
+for _name, _values in tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8")).items():
+    _base = RECIPES[_values.pop("like")] if "like" in _values else Hyperparameters()
+    RECIPES[_name] = _base.replace(**_values)
