@@ -39,6 +39,7 @@ from .hyperparameters import Hyperparameters as Hyperparameters
 from .losses import softmax as softmax
 from .losses import softmax_cross_entropy as softmax_cross_entropy
 from .model import MLP as MLP
+from .model import join as join
 from .results import SearchResults as SearchResults
 from .results import load_results as load_results
 from .schedules import make_schedule as make_schedule

@@ -277,6 +277,42 @@ class MLP:
         return labels
 
 
+def join(models: Sequence[MLP]) -> MLP:
+    """Return one wide network whose logits are the mean of those of ``models``, which stand side by side in it.
+
+    Their hidden layers are concatenated: W1 holds their columns, each W between hidden layers is block-diagonal, and
+    the last one holds their rows, divided by their number. Raises HyperparameterError unless they are two or more and
+    agree in depth (one hidden layer at least), inputs, preprocessing, activations, classes and dtype.
+    """
+    for i, m in enumerate(models):
+        if len(models) < 2 or m.n_layers < 2 or _interface(m) != _interface(models[0]):
+            raise HyperparameterError(f"models: number {i} has no hidden layer, no other beside it, or other inputs.")
+    first, n = models[0], len(models)
+    widths = (sum(sizes) for sizes in zip(*(m.layer_sizes[1:-1] for m in models), strict=True))
+    options: dict[str, Any] = {"preprocessing": first.preprocessing, "classes": first.classes, "dtype": first.dtype}
+    whole = MLP((first.layer_sizes[0], *widths, first.layer_sizes[-1]), first.activation, **options)
+    for layer in range(1, first.n_layers + 1):
+        W, b = ([m.parameters[f"{kind}{layer}"] for m in models] for kind in "Wb")
+        last = layer == first.n_layers
+        whole.parameters[f"b{layer}"] = sum(b) / first.dtype.type(n) if last else np.concatenate(b)
+        whole.parameters[f"W{layer}"] = np.concatenate(W) / n if last else np.hstack(W) if layer == 1 else _blocks(W)
+    whole.info = first.info | {"joined": [m.info for m in models], "initial": {"sha256": "joined"}}
+    return whole
+
+
+def _interface(model: MLP) -> tuple[Any, ...]:
+    """Return what networks must have in common to stand side by side in one."""
+    p = model.preprocessing
+    content = tuple(a.tobytes() for a in vars(p).values() if a is not None) if p else ()
+    return model.layer_sizes[0], model.n_layers, model.activation, model.classes, model.dtype, content
+
+
+def _blocks(matrices: Sequence[Array]) -> Array:
+    from scipy.linalg import block_diag
+
+    return np.asarray(block_diag(*matrices))
+
+
 def fingerprint(parameters: dict[str, Array]) -> str:
     """Return a hash of all parameters as float32: equal for equal networks, in either dtype."""
     digest = hashlib.sha256()

@@ -354,3 +354,41 @@ def test_images_that_do_not_fit():
         model.predict(PICTURES[:, :, :2, :2])
     with pytest.raises(nnlib.HyperparameterError, match=r"^x: its shape is \(2, 12\), but \(B, 48\)"):
         MLP((48, 5, 3)).predict(PICTURES[:2, :, :2, :2])
+
+
+def test_joined_networks_answer_with_the_mean_of_their_logits():
+    p = fit_preprocessing("whiten", PICTURES, components=3)
+    parts = [MLP((3, *hidden, 4), "tanh", seed=i, preprocessing=p) for i, hidden in enumerate([(5, 6), (7, 2), (1, 1)])]
+    for part in parts:
+        for name in ("b1", "b2", "b3"):
+            part.parameters[name][:] = np.random.default_rng(part.seed).normal(size=part.parameters[name].shape)
+    whole = nnlib.join(parts)
+    assert whole.layer_sizes == (3, 13, 9, 4)
+    assert (whole.parameters["W2"] != 0).sum() == 5 * 6 + 7 * 2 + 1
+    np.testing.assert_allclose(
+        whole.predict_logits(PICTURES), np.mean([part.predict_logits(PICTURES) for part in parts], axis=0), atol=1e-6
+    )
+    with pytest.raises(nnlib.CheckpointError, match="does not give the weights that the run began with"):
+        whole.initial_parameters()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],
+        [MLP((4, 5, 5, 3), "tanh")],
+        [MLP((4, 5, 3))],
+        [MLP((5, 5, 5, 3))],
+        [MLP((4, 5, 5, 3), classes="abc")],
+        [MLP((4, 5, 5, 3), dtype=np.float64)],
+        [MLP((4, 5, 5, 3), preprocessing=fit_preprocessing("scale", np.zeros((9, 4), np.uint8)))],
+    ],
+)
+def test_networks_that_cannot_be_joined(others):
+    with pytest.raises(nnlib.HyperparameterError, match=r"^models: number \d has no hidden layer, no other beside it"):
+        nnlib.join([MLP((4, 5, 5, 3)), *others])
+
+
+def test_networks_without_hidden_layers_cannot_be_joined():
+    with pytest.raises(nnlib.HyperparameterError, match=r"^models: number 0"):
+        nnlib.join([MLP((4, 3)), MLP((4, 3))])

@@ -1,0 +1,179 @@
+"""Ship a trained network: ``python benchmarks/ship.py NAME RUN_DIR [RUN_DIR ...]``.
+
+Puts the logs of the run into data/runs/NAME, its best weights, rounded to float16, into data/models/NAME.npz, and a
+model card beside them. Several runs are joined to one wide network (``nnlib.join``); their logs go to
+data/runs/NAME/1, 2, ... The test set is looked at here, once, after everything has been chosen. ``--official`` names
+a file with the first test images in their official pixels (images, labels), for data whose pixels are others.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import nnlib
+from nnlib.hyperparameters import Hyperparameters
+
+ROOT = Path(__file__).parents[1]
+LOGS = ("hyperparameters.json", "environment.json", "history.csv", "log.txt")
+
+CARD = """# {name}
+
+A fully connected network, {layers}, trained by hand-written backpropagation on the photographs of CIFAR-10. Written by
+`benchmarks/ship.py`, which computed every number below from the file beside it.
+
+## How to load it
+
+```python
+import nnlib
+
+model = nnlib.load_model("data/models/{name}.npz")
+model.predict(images)  # uint8 (N, 3, 32, 32), raw pixels: preprocessing is part of the model
+```
+
+## Data
+
+{source}, fingerprint `{fingerprint}`: {n_train:,} images to train, {n_valid:,} to choose epoch and
+recipe, {n_test:,} to test. {unofficial}
+
+## Recipe
+
+{how}
+
+{recipe}
+
+Training took {minutes:.0f} minutes ({epochs} epochs, {cpu}, {threads} BLAS thread a run, with other work beside it).
+The file is {megabytes:.1f} MB: weights and whitening as float16, {parameters:,} parameters.
+
+## Results
+
+| measured on | accuracy | loss (nats) |
+| --- | --- | --- |
+{metrics}
+
+Validation chose the epoch; the test images chose nothing. Rounding to float16 moved the validation accuracy from
+{exact:.4f} to {rounded:.4f}.
+
+| class | accuracy (recall) | precision |
+| --- | --- | --- |
+{classes}
+
+Calibration on the test images: mean confidence {confidence:.3f} where {accuracy:.3f} are right; expected calibration
+error {ece:.3f} in ten bins.
+
+## Limits
+
+It knows ten classes and answers with one of them whatever it is shown; photographs of other sizes must be scaled to
+32 × 32 first. It has no convolution: shifted, noisy or blurred images cost it accuracy (notebook 5 measures how much).
+It is for teaching, not for decisions about anything.
+"""
+
+
+def calibration_error(confidence: Any, right: Any) -> float:
+    """Return the mean gap of confidence and accuracy over ten bins of confidence (Naeini et al. 2015)."""
+    bins = np.minimum((confidence * 10).astype(int), 9)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=10)
+    return float(np.abs(gaps).sum() / len(bins))
+
+
+def metrics(model: nnlib.MLP, data: nnlib.Dataset, official: Path | None) -> list[tuple[str, float, float]]:
+    """Return rows of what was measured on, accuracy and loss."""
+    splits = {"validation": data.valid, "**test**": data.test}
+    rows = [
+        (name, found.accuracy, found.loss) for name, split in splits.items() if (found := nnlib.evaluate(model, split))
+    ]
+    mirrored = model.predict_proba(data.test.images) + model.predict_proba(data.test.images[..., ::-1])
+    right = mirrored.argmax(axis=1) == data.test.labels
+    of_label = mirrored[np.arange(len(right)), data.test.labels] / 2
+    rows.append(("test, averaged with the mirror image", right.mean(), -np.log(of_label).mean()))
+    if official is not None:
+        with np.load(official) as file:
+            first = nnlib.Split(file["images"], file["labels"].astype(np.int64))
+        same = nnlib.Split(data.test.images[: len(first)], data.test.labels[: len(first)])
+        assert (same.labels == first.labels).all(), "these are not the first test images"
+        for name, split in ((f"first {len(first):,} test images, official pixels", first), ("the same, here", same)):
+            found = nnlib.evaluate(model, split)
+            rows.append((name, found.accuracy, found.loss))
+    return rows
+
+
+def card(
+    name: str, path: Path, exact: nnlib.MLP, runs: list[nnlib.TrainingRun], data: nnlib.Dataset, official: Any
+) -> str:
+    """Return the model card, in Markdown."""
+    model, hp, plain = nnlib.load_model(path), runs[0].hyperparameters, Hyperparameters().to_dict()
+    test = nnlib.evaluate(model, data.test)
+    probabilities = model.predict_proba(data.test.images)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == data.test.labels
+    precision = test.confusion.diagonal() / test.confusion.sum(axis=0)
+    classes = zip(data.classes, test.per_class.values(), precision, strict=True)
+    environment = pd.read_json(runs[0].run_dir / "environment.json", typ="series")
+    how = f"`nnlib train --recipe {name} --run-dir runs/{name}`, seed {hp.seed}."
+    if len(runs) > 1:
+        how = f"{len(runs)} networks were trained apart, each by the values below:\n\n"
+        how += "| seed | epochs | validation accuracy |\n| --- | --- | --- |\n"
+        for run in runs:
+            how += f"| {run.hyperparameters.seed} | {len(run.history)} | {run.best['valid_accuracy']:.4f} |\n"
+        how += "\n`nnlib.join` then set them side by side: W2 is block-diagonal, the logits are the mean of theirs."
+    changed = {k: v for k, v in hp.to_dict().items() if v != plain[k] and k not in ("seed", "epochs")}
+    return CARD.format(
+        name=name,
+        layers="-".join(map(str, model.layer_sizes))
+        + (f" on {model.layer_sizes[0]} whitened inputs" if hp.components else ""),
+        source=data.source,
+        fingerprint=data.fingerprint,
+        unofficial=""
+        if data.source == "cifar10"
+        else "These are the official images re-encoded as JPEG: slightly other pixels.",
+        n_train=len(data.train),
+        n_valid=len(data.valid),
+        n_test=len(data.test),
+        how=how,
+        recipe="\n".join(
+            ["| hyperparameter | value |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in changed.items())]
+        ),
+        minutes=sum(run.seconds for run in runs) / 60,
+        epochs=" + ".join(str(len(run.history)) for run in runs),
+        cpu=environment["cpu"],
+        threads=min(blas["num_threads"] for blas in environment["blas"]),
+        megabytes=path.stat().st_size / 1e6,
+        parameters=sum(p.size for p in model.parameters.values()),
+        metrics="\n".join(
+            f"| {what} | {accuracy:.4f} | {loss:.4f} |" for what, accuracy, loss in metrics(model, data, official)
+        ),
+        exact=nnlib.evaluate(exact, data.valid).accuracy,
+        rounded=nnlib.evaluate(model, data.valid).accuracy,
+        classes="\n".join(f"| {k} | {recall:.3f} | {p:.3f} |" for k, recall, p in classes),
+        confidence=confidence.mean(),
+        accuracy=right.mean(),
+        ece=calibration_error(confidence, right),
+    )
+
+
+def main() -> None:
+    """Copy logs, write weights and card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--official", type=Path)
+    options = parser.parse_args()
+    data = nnlib.load_dataset("cifar10", download=False)
+    runs = [nnlib.load_run(path) for path in options.runs]
+    logs = ROOT / "data" / "runs" / options.name
+    for number, run in enumerate(runs, 1):
+        folder = logs / str(number) if len(runs) > 1 else logs
+        folder.mkdir(parents=True, exist_ok=True)
+        for log in LOGS:
+            shutil.copy(run.run_dir / log, folder)
+    model = nnlib.join([run.model for run in runs]) if len(runs) > 1 else runs[0].model
+    path = ROOT / "data" / "models" / f"{options.name}.npz"
+    nnlib.save_model(model, path, storage="float16")
+    path.with_suffix(".md").write_text(card(options.name, path, model, runs, data, options.official), encoding="utf-8")
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
