@@ -22,8 +22,8 @@ LOGS = ("hyperparameters.json", "environment.json", "history.csv", "log.txt")
 
 CARD = """# {name}
 
-A fully connected network, {layers}, trained by hand-written backpropagation on the photographs of CIFAR-10. Written by
-`benchmarks/ship.py`, which computed every number below from the file beside it.
+A fully connected network with {layers}, trained by hand-written
+backpropagation on the photographs of CIFAR-10. `benchmarks/ship.py` wrote this page and computed every number on it.
 
 ## How to load it
 
@@ -46,7 +46,7 @@ recipe, {n_test:,} to test. {unofficial}
 {recipe}
 
 Training took {minutes:.0f} minutes ({epochs} epochs, {cpu}, {threads} BLAS thread a run, with other work beside it).
-The file is {megabytes:.1f} MB: weights and whitening as float16, {parameters:,} parameters.
+The file is {megabytes:.1f} MB: weights and preprocessing as float16, {parameters:,} parameters.
 
 ## Results
 
@@ -121,8 +121,7 @@ def card(
     changed = {k: v for k, v in hp.to_dict().items() if v != plain[k] and k not in ("seed", "epochs")}
     return CARD.format(
         name=name,
-        layers="-".join(map(str, model.layer_sizes))
-        + (f" on {model.layer_sizes[0]} whitened inputs" if hp.components else ""),
+        layers=f"{model.layer_sizes[0]} inputs and layers of {', '.join(map(str, model.layer_sizes[1:]))} units",
         source=data.source,
         fingerprint=data.fingerprint,
         unofficial=""

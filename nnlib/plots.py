@@ -321,20 +321,28 @@ def weight_histograms(before: Mapping[str, Array], after: Mapping[str, Array]) -
 
 
 def weight_heatmaps(before: Mapping[str, Array], after: Mapping[str, Array]) -> Figure:
-    """Every weight matrix, initial and trained, on one symmetric scale a layer; large ones as means of blocks."""
-    names = [name for name in after if name.startswith("W")]
-    figure, axes = _figure(len(names), 2, height=2.8 * len(names), xlabel="input of the layer", ylabel="unit")
-    for row, name in zip(axes.reshape(-1, 2), names, strict=True):
-        n_inputs, n_units = after[name].shape
-        means = [_block_means(before[name]), _block_means(after[name])]
-        limit = np.quantile(np.abs(means), 0.995)
-        for ax, mean, when in zip(row, means, ("initial", "trained"), strict=True):
+    """Weights and biases, initial, trained and their difference, on one symmetric scale a row.
+
+    Large matrices are drawn as means of blocks.
+    """
+    figure, axes = _figure(len(after), 3, height=sum(2.4 if v.ndim == 2 else 1.2 for v in after.values()))
+    ratios = [2 if value.ndim == 2 else 1 for value in after.values()]
+    axes[0].get_gridspec().set_height_ratios(ratios)
+    for row, (name, value) in zip(axes.reshape(-1, 3), after.items(), strict=True):
+        n_inputs, n_units = value.shape if value.ndim == 2 else (len(value), 1)
+        pair = [_block_means(np.atleast_2d(p[name].T).T) for p in (before, after)]
+        maps = {"initial": pair[0], "trained": pair[1], "difference": pair[1] - pair[0]}
+        limit = max(np.quantile(np.abs([*maps.values()]), 0.995), 1e-12)
+        for ax, (when, mean) in zip(row, maps.items(), strict=True):
             extent, colors = (0, n_inputs, n_units, 0), {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
             shown = ax.imshow(mean.T, aspect="auto", extent=extent, interpolation="nearest", **colors)
-            ax.set_title(f"{name}, {when}")
+            ax.set(title=f"{name}, {when}", xlabel="input of the layer" if value.ndim == 2 else "unit")
             ax.grid(False)
-        label = "weight" if mean.shape == after[name].shape else "weight (block mean)"
-        figure.colorbar(shown, ax=row.tolist(), label=label)
+            if value.ndim == 1:
+                ax.set_yticks([])
+        row[0].set_ylabel("unit" if value.ndim == 2 else "")
+        whole = mean.shape == (n_inputs, n_units)
+        figure.colorbar(shown, ax=row.tolist(), label="value" if whole else "block mean")
     return figure
 
 
