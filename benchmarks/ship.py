@@ -1,12 +1,14 @@
-"""Ship a trained network: ``python benchmarks/ship.py NAME RUN_DIR [RUN_DIR ...]``.
+"""Ship a trained network: ``python benchmarks/ship.py NAME RUN_DIR [RUN_DIR ...] [--weights]``.
 
-Puts the logs of the run into data/runs/NAME, its best weights, rounded to float16, into data/models/NAME.npz, and a
-model card beside them. Several runs are joined to one wide network (``nnlib.join``); their logs go to
-data/runs/NAME/1, 2, ... The test set is looked at here, once, after everything has been chosen. ``--official`` names
-a file with the first test images in their official pixels (images, labels), for data whose pixels are others.
+Puts the logs of the run into data/runs/NAME, and into results.json there how good its best weights are. With
+``--weights`` these weights, rounded to float16, go into data/models/NAME.npz, and a model card beside them. Several
+runs are joined to one wide network (``nnlib.join``); their logs go to data/runs/NAME/1, 2, ... The test set is looked
+at here, once, after everything has been chosen. ``--official`` names a file with the first test images in their
+official pixels (images, labels), for data whose pixels are others.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,30 +81,23 @@ def calibration_error(confidence: Any, right: Any) -> float:
     return float(np.abs(gaps).sum() / len(bins))
 
 
-def metrics(model: nnlib.MLP, data: nnlib.Dataset, official: Path | None) -> list[tuple[str, float, float]]:
-    """Return rows of what was measured on, accuracy and loss."""
-    splits = {"validation": data.valid, "**test**": data.test}
-    rows = [
-        (name, found.accuracy, found.loss) for name, split in splits.items() if (found := nnlib.evaluate(model, split))
-    ]
-    mirrored = model.predict_proba(data.test.images) + model.predict_proba(data.test.images[..., ::-1])
-    right = mirrored.argmax(axis=1) == data.test.labels
-    of_label = mirrored[np.arange(len(right)), data.test.labels] / 2
-    rows.append(("test, averaged with the mirror image", right.mean(), -np.log(of_label).mean()))
+def metrics(model: nnlib.MLP, data: nnlib.Dataset, official: Path | None) -> dict[str, tuple[float, float]]:
+    """Return accuracy and loss on everything that is measured on."""
+    splits = {"validation": data.valid, "test": data.test}
     if official is not None:
         with np.load(official) as file:
             first = nnlib.Split(file["images"], file["labels"].astype(np.int64))
         same = nnlib.Split(data.test.images[: len(first)], data.test.labels[: len(first)])
         assert (same.labels == first.labels).all(), "these are not the first test images"
-        for name, split in ((f"first {len(first):,} test images, official pixels", first), ("the same, here", same)):
-            found = nnlib.evaluate(model, split)
-            rows.append((name, found.accuracy, found.loss))
-    return rows
+        splits |= {f"first {len(first):,} test images, official pixels": first, "the same images, here": same}
+    found = {name: nnlib.evaluate(model, split) for name, split in splits.items()}
+    rows = {name: (each.accuracy, each.loss) for name, each in found.items()}
+    p = (model.predict_proba(data.test.images) + model.predict_proba(data.test.images[..., ::-1])) / 2
+    right, of_label = p.argmax(axis=1) == data.test.labels, p[np.arange(len(p)), data.test.labels]
+    return rows | {"test, averaged with the mirror image": (float(right.mean()), float(-np.log(of_label).mean()))}
 
 
-def card(
-    name: str, path: Path, exact: nnlib.MLP, runs: list[nnlib.TrainingRun], data: nnlib.Dataset, official: Any
-) -> str:
+def card(name: str, path: Path, exact: nnlib.MLP, runs: list[nnlib.TrainingRun], data: nnlib.Dataset, rows: Any) -> str:
     """Return the model card, in Markdown."""
     model, hp, plain = nnlib.load_model(path), runs[0].hyperparameters, Hyperparameters().to_dict()
     test = nnlib.evaluate(model, data.test)
@@ -124,9 +119,7 @@ def card(
         layers=f"{model.layer_sizes[0]} inputs and layers of {', '.join(map(str, model.layer_sizes[1:]))} units",
         source=data.source,
         fingerprint=data.fingerprint,
-        unofficial=""
-        if data.source == "cifar10"
-        else "These are the official images re-encoded as JPEG: slightly other pixels.",
+        unofficial="" if data.source == "cifar10" else "These are the official images re-encoded as JPEG.",
         n_train=len(data.train),
         n_valid=len(data.valid),
         n_test=len(data.test),
@@ -140,11 +133,9 @@ def card(
         threads=min(blas["num_threads"] for blas in environment["blas"]),
         megabytes=path.stat().st_size / 1e6,
         parameters=sum(p.size for p in model.parameters.values()),
-        metrics="\n".join(
-            f"| {what} | {accuracy:.4f} | {loss:.4f} |" for what, accuracy, loss in metrics(model, data, official)
-        ),
+        metrics="\n".join(f"| {what} | {accuracy:.4f} | {loss:.4f} |" for what, (accuracy, loss) in rows.items()),
         exact=nnlib.evaluate(exact, data.valid).accuracy,
-        rounded=nnlib.evaluate(model, data.valid).accuracy,
+        rounded=rows["validation"][0],
         classes="\n".join(f"| {k} | {recall:.3f} | {p:.3f} |" for k, recall, p in classes),
         confidence=confidence.mean(),
         accuracy=right.mean(),
@@ -157,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--weights", action="store_true", help="the weights and a model card, too")
     parser.add_argument("--official", type=Path)
     options = parser.parse_args()
     data = nnlib.load_dataset("cifar10", download=False)
@@ -167,11 +159,16 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for log in LOGS:
             shutil.copy(run.run_dir / log, folder)
-    model = nnlib.join([run.model for run in runs]) if len(runs) > 1 else runs[0].model
+    exact = model = nnlib.join([run.model for run in runs]) if len(runs) > 1 else runs[0].model
     path = ROOT / "data" / "models" / f"{options.name}.npz"
-    nnlib.save_model(model, path, storage="float16")
-    path.with_suffix(".md").write_text(card(options.name, path, model, runs, data, options.official), encoding="utf-8")
-    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    if options.weights:
+        model = nnlib.load_model(nnlib.save_model(exact, path, storage="float16"))
+    rows = metrics(model, data, options.official)
+    (logs / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if options.weights:
+        text = card(options.name, path, exact, runs, data, rows)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(options.name, rows)
 
 
 if __name__ == "__main__":
