@@ -16,9 +16,9 @@ from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.initialisation import initial_weights
 from nnlib.losses import l2_penalty, softmax, softmax_cross_entropy
 from nnlib.preprocessing import Preprocessing
+from nnlib.products import Array as Array
 from nnlib.products import Workspace, add_scaled, product, sum_of_squares
 
-Array = np.ndarray[Any, Any]
 Loss = Callable[[Array, Array], tuple[Any, Array]]
 Masks = Sequence[Array]
 DTYPES = ("float32", "float64")
