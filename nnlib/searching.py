@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from typing import Any
 from nnlib.callbacks import Callback, in_notebook
 from nnlib.checkpoints import write_atomically
 from nnlib.datasets import Dataset
-from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, did_you_mean
+from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, one_of
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.results import SearchResults, Trial, by_setting, describe, load_results, mean_merit
 from nnlib.rundir import RunDirectory, machine
@@ -155,10 +155,6 @@ class Ladder:
             self.results.add(trial)
             self.results.save(self.folder / "results.json")
 
-    def _room(self) -> int:
-        executor = self.pool()
-        return getattr(executor, "room", getattr(executor, "_max_workers", 2))
-
     def _home(self, trial: Trial) -> Path:
         return self.folder / "trials" / f"{trial.number:04d}"
 
@@ -174,7 +170,8 @@ class Ladder:
         try:
             while True:
                 if not suspects:
-                    for trial in itertools.islice(trials, max(self._room() - len(running), 0)):
+                    room = getattr(self.pool(), "_max_workers", 2) - len(running)
+                    for trial in itertools.islice(trials, max(room, 0)):
                         running[self._submit(trial, epochs)] = trial
                 elif not running:
                     trial = suspects.pop()
@@ -189,15 +186,10 @@ class Ladder:
                     else:
                         yield self._outcome(future, trial)
         finally:
-            if running:  # Ctrl-C, or an error here
-                self._stop(running)
-
-    def _stop(self, running: Iterable[Future[Outcome]]) -> None:
-        """Call back what waits, and end processes of our own: files are written atomically."""
-        for future in running:
-            future.cancel()
-        if self.workers > 1:
-            self.pool().shutdown(kill_workers=True)  # type: ignore[call-arg]
+            for future in running:  # Ctrl-C, or an error here
+                future.cancel()
+            if running and self.workers > 1:  # processes of our own are ended: files are written atomically
+                self.pool().shutdown(kill_workers=True)  # type: ignore[call-arg]
 
     def _submit(self, trial: Trial, epochs: int) -> Future[Outcome]:
         """Have a trial trained: on this machine in its folder, elsewhere from the state that lies there."""
@@ -234,15 +226,11 @@ def run_trial(
     In the folder ``home`` it goes on from what lies there, and leaves its state there; without one it goes on from
     ``state``, and returns the next. It ends with the process ``parent``, if there is one that waits for it.
     """
-    from filelock import FileLock
-
     with tempfile.TemporaryDirectory() as scratch:
         folder, travels = home or Path(scratch), home is None and epochs < base.epochs
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in state.items():
-            (folder / name).write_bytes(content)
-        with FileLock(folder / ".lock", timeout=60):
-            pass  # a worker whose parent was killed may need a moment to notice it
+        with RunDirectory(folder).locked(wait=60):  # a worker whose parent was killed may need a moment to notice it
+            for name, content in state.items():
+                (folder / name).write_bytes(content)
         hp, run_dir = base.replace(**trial.settings), folder if home or state or travels else None
         trainer = Trainer(hp, data, run_dir, progress=False, callbacks=[EndsWith(parent)])
         try:
@@ -294,7 +282,7 @@ def _died(future: Future[Outcome]) -> bool:
 class InProcess(Executor):
     """Makes each call at once, in this process: training already uses every core."""
 
-    room = 1
+    _max_workers = 1  # the name that executors of concurrent.futures have for it
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -336,8 +324,7 @@ def _plan(
     space: Mapping[str, Any], base: Hyperparameters, method: str, n_trials: int | None, **counts: int
 ) -> tuple[int, list[tuple[int, int]]]:
     """Return how many settings to try, and the rungs of the ladder; HyperparameterError for what is not allowed."""
-    if method not in METHODS:
-        raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, METHODS)}")
+    one_of(METHODS, "method", method)
     for name, count in {"n_trials": n_trials, **counts}.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise HyperparameterError(f"{name}: {count!r} is not allowed; a whole number from 1.")
