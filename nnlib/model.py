@@ -75,11 +75,9 @@ class MLP:
         if self.info.get("folded"):
             raise CheckpointError("initial_parameters: folding changed the first layer; ask the network before it.")
         rng = np.random.default_rng(self.seed)
-        parameters = {}
+        parameters, suited = {}, [*(f.initialisation for f in self.functions), "small_normal"]
         for layer, (fan_in, fan_out) in enumerate(zip(self.layer_sizes, self.layer_sizes[1:], strict=False), 1):
-            name = self.initialisation
-            if name == "auto":
-                name = self.functions[layer - 1].initialisation if layer < self.n_layers else "small_normal"
+            name = suited[layer - 1] if self.initialisation == "auto" else self.initialisation
             parameters[f"W{layer}"] = initial_weights(name, fan_in, fan_out, rng, self.dtype)
             parameters[f"b{layer}"] = np.zeros(fan_out, self.dtype)
         if self.info.get("initial", {}).get("sha256", "") not in ("", fingerprint(parameters)):

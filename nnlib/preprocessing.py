@@ -1,7 +1,9 @@
 """From uint8 pixels to the network's inputs: a linear map fitted on training images, and random flips and shifts."""
 
 import math
+import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +56,9 @@ class Preprocessing:
         return self.fold(weights, np.zeros(weights.shape[1], weights.dtype))[0].T
 
 
+_last_fit: dict[tuple[Any, ...], Preprocessing] = {}
+
+
 def fit_preprocessing(kind: str, images: Array, *, components: int = 0, floor: float = 0.1) -> Preprocessing:
     """Fit a preprocessing on training ``images`` (N, C, H, W) uint8, or (N, D) uint8.
 
@@ -61,8 +66,18 @@ def fit_preprocessing(kind: str, images: Array, *, components: int = 0, floor: f
     pixel's mean, turns to the principal axes of the covariance C = V diag(e) V' and divides by sqrt(e + floor mean(e)),
     which makes the inputs uncorrelated (LeCun et al. 1998, Krizhevsky 2009); ``components`` > 0 keeps the first ones.
     ``zca`` turns them back: each input stays near its pixel, and looks like an image (Bell and Sejnowski 1997).
-    Statistics come from at most 20,000 images, always the same ones of as many.
+    Statistics come from at most 20,000 images, always the same ones of as many. What was fitted last is kept, for
+    images of the same content: whitening takes seconds.
     """
+    key = (zlib.crc32(np.ascontiguousarray(images).data), images.shape, kind, components, floor)
+    if key not in _last_fit:
+        fitted = _fit(kind, images, components, floor)
+        _last_fit.clear()
+        _last_fit[key] = fitted
+    return _last_fit[key]
+
+
+def _fit(kind: str, images: Array, components: int, floor: float) -> Preprocessing:
     n_pixels = math.prod(images.shape[1:])
     if one_of(PREPROCESSING, "preprocessing", kind) == "scale":
         return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), np.zeros(n_pixels, np.float32))

@@ -199,8 +199,7 @@ class Ladder:
         arguments = (self.data, trial, base, epochs)
         if not self.workers:
             return self.pool().submit(run_trial, *arguments, None, _packed(home))
-        parent = os.getpid() if self.workers > 1 else 0
-        return self.pool().submit(run_trial, *arguments, home if self.keep else None, {}, parent)
+        return self.pool().submit(run_trial, *arguments, home if self.keep else None, {}, os.getpid())
 
     def _outcome(self, future: Future[Outcome], trial: Trial) -> Trial:
         """Return the trial's record and keep its state; a crash becomes a record too, so that it stops no other."""
@@ -250,7 +249,7 @@ class EndsWith(Callback):
     parent: int
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.parent and os.getppid() != self.parent:
+        if self.parent not in (0, os.getpid(), os.getppid()):
             os._exit(1)
 
 

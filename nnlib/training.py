@@ -11,13 +11,11 @@ images, augmentation and dropout masks do not come from BLAS, and are the same w
 
 import math
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +30,7 @@ from nnlib.hyperparameters import Hyperparameters
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP, Array, Loss, fingerprint
 from nnlib.optimizers import SGD
-from nnlib.preprocessing import Preprocessing, fit_preprocessing
+from nnlib.preprocessing import fit_preprocessing
 from nnlib.products import blas_threads
 from nnlib.rundir import Record, RunDirectory
 from nnlib.schedules import make_schedule
@@ -349,18 +347,15 @@ def find_learning_rate(
         allowed = "they must rise from above 0, steps above 1"
         raise HyperparameterError(f"low, high, steps: {low}, {high}, {steps}; {allowed}.")
     rates, losses, mean = np.geomspace(low, high, steps), list[float](), 0.0
-
-    def watch(trainer: Trainer) -> None:
-        nonlocal mean
-        mean += 0.1 * (trainer.last_loss - mean)
-        losses.append(mean / (1 - 0.9**trainer.step))
-        if losses[-1] > 4 * min(losses) or trainer.step == steps:
-            trainer.stop("the range is tested")
-
-    trainer = Trainer(hp.replace(epochs=steps, patience=0), data, progress=False)
-    trainer.callbacks, trainer.learning_rate = [SimpleNamespace(on_step=watch)], lambda step: float(rates[step])
-    with suppress(TrainingDiverged):
-        trainer.run()
+    trainer = Trainer(hp, data, progress=False)
+    trainer.learning_rate = lambda step: float(rates[step])
+    with suppress(TrainingDiverged), blas_threads(useful_threads(trainer.model, hp.batch_size)), interrupts(trainer):
+        while trainer.step < steps and not trainer.stopped:
+            trainer.train_step()
+            mean += 0.1 * (trainer.last_loss - mean)
+            losses.append(mean / (1 - 0.9**trainer.step))
+            if losses[-1] > 4 * min(losses):
+                break
     return RangeTest(rates[: len(losses)], np.array(losses))
 
 
@@ -380,7 +375,8 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
     images = data.train.images
     preprocessing = None
     if images.dtype == np.uint8:
-        preprocessing = _fitted(images, hp) if init is None else init.preprocessing
+        fit = partial(fit_preprocessing, hp.preprocessing, components=hp.components, floor=hp.whitening_floor)
+        preprocessing = init.preprocessing if init else fit(images)
     n_inputs = preprocessing.n_inputs if preprocessing else math.prod(images.shape[1:])
     sizes = (n_inputs, *hp.hidden_sizes, len(data.classes))
     options: dict[str, Any] = {"initialisation": hp.initialisation, "classes": data.classes, "seed": hp.seed}
@@ -402,17 +398,3 @@ def useful_threads(model: MLP, batch_size: int) -> int:
     if model.preprocessing is not None and model.preprocessing.matrix is not None:
         weights += model.preprocessing.matrix.size
     return max(batch_size * weights // 32_000_000, 1)
-
-
-_last_fit: dict[tuple[Any, ...], Preprocessing] = {}
-
-
-def _fitted(images: Array, hp: Hyperparameters) -> Preprocessing:
-    """Fit the preprocessing, or take the last one if it was for images of the same content: whitening takes seconds."""
-    content = zlib.crc32(np.ascontiguousarray(images).data)
-    key = (content, images.shape, hp.preprocessing, hp.components, hp.whitening_floor)
-    if key not in _last_fit:
-        _last_fit.clear()
-        fitted = fit_preprocessing(hp.preprocessing, images, components=hp.components, floor=hp.whitening_floor)
-        _last_fit[key] = fitted
-    return _last_fit[key]
