@@ -162,6 +162,7 @@ def header(shape: str, descr: str = "<f4") -> bytes:
         header("(1000000000000,)"),
         header("(-1,)"),
         header("(2,)"),
+        header("(1,)") + b"x",
         header("(1,)", "|O"),
         header("()")[:9],
         b"\x93NUMPY\x09\x00",
