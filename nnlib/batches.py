@@ -39,9 +39,8 @@ class Batches:
         hp = self.hp
         epoch, batch = divmod(step, self.per_epoch)
         chosen = self.order(epoch)[batch * hp.batch_size :][: hp.batch_size]
-        masks: Masks = ()
-        if hp.dropout or hp.input_dropout:
-            masks = self.model.dropout_masks(len(chosen), self.rng(DROPOUT, step), hp.dropout, hp.input_dropout)
+        rates = hp.dropout, hp.input_dropout
+        masks = self.model.dropout_masks(len(chosen), self.rng(DROPOUT, step), *rates) if any(rates) else ()
         return self.inputs(chosen, step), self.split.labels[chosen], masks
 
     def inputs(self, chosen: Array, step: int) -> Array:
