@@ -174,9 +174,7 @@ class MLP:
         """The z of each hidden layer in the last forward pass: live buffers that the next one overwrites."""
         return self._z[:-1]
 
-    def dropout_masks(
-        self, n: int, rng: np.random.Generator, dropout: float = 0.0, input_dropout: float = 0.0
-    ) -> Masks:
+    def dropout_masks(self, n: int, rng: np.random.Generator, dropout: float = 0, input_dropout: float = 0) -> Masks:
         """Draw masks for ``n`` images: 0 with the probability given, else 1/(1 - probability) (Srivastava et al. 2014).
 
         One mask for the inputs and one for each hidden layer; no masks at all where both probabilities are zero.
