@@ -344,8 +344,7 @@ def find_learning_rate(
     Ends early where the loss, smoothed over about ten steps, is four times its best, or not finite.
     """
     if not 0 < low < high or steps < 2:
-        allowed = "they must rise from above 0, steps above 1"
-        raise HyperparameterError(f"low, high, steps: {low}, {high}, {steps}; {allowed}.")
+        raise HyperparameterError(f"low, high, steps: {low}, {high}, {steps}; 0 < low < high and steps > 1 are needed.")
     rates, losses, mean = np.geomspace(low, high, steps), list[float](), 0.0
     trainer = Trainer(hp, data, progress=False)
     trainer.learning_rate = lambda step: float(rates[step])
