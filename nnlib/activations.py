@@ -10,13 +10,11 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from nnlib.errors import HyperparameterError, did_you_mean
-
-Array = np.ndarray[Any, Any]
+from nnlib.products import Array
 
 
 class Activation:

@@ -1,7 +1,6 @@
 """Training batches: which images come in which order, augmented how, as the network's inputs."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -9,9 +8,8 @@ from nnlib.datasets import Split
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.model import MLP, Masks
 from nnlib.preprocessing import augment
-from nnlib.products import Workspace
+from nnlib.products import Array, Workspace
 
-Array = np.ndarray[Any, Any]
 ORDER, AUGMENTATION, DROPOUT = 1, 2, 3  # streams of random numbers, apart from each other and from the first weights
 
 
@@ -41,9 +39,8 @@ class Batches:
         hp = self.hp
         epoch, batch = divmod(step, self.per_epoch)
         chosen = self.order(epoch)[batch * hp.batch_size :][: hp.batch_size]
-        masks: Masks = ()
-        if hp.dropout or hp.input_dropout:
-            masks = self.model.dropout_masks(len(chosen), self.rng(DROPOUT, step), hp.dropout, hp.input_dropout)
+        rates = hp.dropout, hp.input_dropout
+        masks = self.model.dropout_masks(len(chosen), self.rng(DROPOUT, step), *rates) if any(rates) else ()
         return self.inputs(chosen, step), self.split.labels[chosen], masks
 
     def inputs(self, chosen: Array, step: int) -> Array:

@@ -149,11 +149,9 @@ def warnings_of(trainer: "Trainer") -> Iterator[tuple[str, str]]:
             yield f"the weights {name} explode", f"they are {growth:.0f} times as long as at first"
 
 
-def reporters(progress: bool) -> list[Callback]:
+def reporter() -> Callback:
     """Return what tells of progress here: a bar in a terminal or a notebook, lines elsewhere."""
-    if not progress:
-        return []
-    return [ProgressBar() if sys.stderr.isatty() or in_notebook() else EpochLines()]
+    return ProgressBar() if sys.stderr.isatty() or in_notebook() else EpochLines()
 
 
 def in_notebook() -> bool:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from nnlib.errors import CheckpointError, HyperparameterError
+from nnlib.errors import CheckpointError, one_of
 from nnlib.model import MLP, Array
 from nnlib.preprocessing import Preprocessing
 
@@ -72,32 +72,27 @@ def read_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                _refuse_false_size(archive, member)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in archive.infolist()}
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file.") from None
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}); use another copy.") from None
-    if not isinstance(meta, dict) or meta.get("version") != VERSION:
-        found = meta.get("version") if isinstance(meta, dict) else meta
+    found = meta.get("version") if isinstance(meta, dict) else None
+    if found != VERSION:
         raise CheckpointError(f"{path}: format version {found!r}, but this nnlib reads {VERSION}; update nnlib.")
     return arrays, meta
 
 
-def _refuse_false_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise ValueError where an array's header declares another size than its member of the archive has."""
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, _, dtype = read(file)
-        declared = file.tell() + int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-    if declared != member.file_size:
-        raise ValueError(f"{member.filename} declares {declared} bytes and has {member.file_size}")
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+    """Return one array; ValueError or BadZipFile if it has another size than its header declares, or another CRC."""
     if member.file_size > 50 * member.compress_size + 1_000_000:  # a small file must not fill the memory
         raise ValueError(f"{member.filename} would unpack to {member.file_size} bytes, more than weights ever do")
+    with archive.open(member) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):  # which compares the CRC, too
+            raise ValueError(f"{member.filename} is longer than it declares")
+    return array
 
 
 def preprocessing_arrays(preprocessing: Preprocessing | None) -> dict[str, Array]:
@@ -123,9 +118,7 @@ def save_model(model: MLP, path: str | Path, *, storage: str | None = None, fold
     written.
     """
     model = model.folded() if fold else model
-    storage = storage or model.dtype.name
-    if storage not in STORAGE:
-        raise HyperparameterError(f"storage: {storage!r} is not known. Known: {', '.join(STORAGE)}.")
+    storage = one_of(STORAGE, "storage", storage or model.dtype.name)
     arrays = {**model.parameters, **preprocessing_arrays(model.preprocessing)}
     names = ("layer_sizes", "activation", "initialisation", "seed", "classes", "info")
     meta = {"kind": "model", "dtype": model.dtype.name, **{name: getattr(model, name) for name in names}}

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nnlib.errors import DataError
+from nnlib.products import Array as Array
 
-Array = np.ndarray[Any, Any]
 AnyPath = str | os.PathLike[str]
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -41,7 +41,7 @@ class DaskExecutor(Executor):
         self.executor = self.client.get_executor(pure=False)  # the same call twice is to be run twice
 
     @property
-    def room(self) -> int:
+    def _max_workers(self) -> int:
         """How many trials the workers that are there now can train at a time; if there are none yet, one may wait."""
         return max(sum(self.client.nthreads().values()), 1)
 

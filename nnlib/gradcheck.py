@@ -177,15 +177,13 @@ def _complex_step(at: Callable[[complex], Point], h: float) -> float | None:
 METHODS = {"central": _central, "complex": _complex_step}
 
 
-def _worst(
-    term: str, name: str, gradient: Array, numerical: dict[Entry, float | None], resolution: float
-) -> ParameterCheck:
+def _worst(term: str, name: str, gradient: Array, numerical: dict[Entry, float | None], floor: float) -> ParameterCheck:
     """Return the entry of one parameter at which backprop and the numerical derivative differ most."""
     found: list[tuple[float, Entry, float, float]] = []
     for entry, n in numerical.items():
         if n is not None:
             a = float(gradient[entry])
-            error = abs(a - n) / max(abs(a), abs(n), resolution)
+            error = abs(a - n) / max(abs(a), abs(n), floor)
             found.append((error if error == error else np.inf, entry, a, n))  # NaN is the worst
     error, entry, a, n = max(found, default=(0.0, (), 0.0, 0.0))
     return ParameterCheck(term, name, entry, a, n, error, len(found), len(numerical) - len(found))

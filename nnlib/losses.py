@@ -5,9 +5,7 @@ from typing import Any
 import numpy as np
 
 from nnlib.errors import HyperparameterError
-from nnlib.products import sum_of_squares
-
-Array = np.ndarray[Any, Any]
+from nnlib.products import Array, sum_of_squares
 
 
 def log_softmax(logits: Array) -> Array:

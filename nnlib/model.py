@@ -16,9 +16,9 @@ from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.initialisation import initial_weights
 from nnlib.losses import l2_penalty, softmax, softmax_cross_entropy
 from nnlib.preprocessing import Preprocessing
+from nnlib.products import Array as Array
 from nnlib.products import Workspace, add_scaled, product, sum_of_squares
 
-Array = np.ndarray[Any, Any]
 Loss = Callable[[Array, Array], tuple[Any, Array]]
 Masks = Sequence[Array]
 DTYPES = ("float32", "float64")
@@ -45,19 +45,16 @@ class MLP:
         classes: Sequence[str] | None = None,
     ) -> None:
         self.layer_sizes = _checked_sizes(layer_sizes)
-        n_hidden = len(self.layer_sizes) - 2
-        self.activation = (activation,) * n_hidden if isinstance(activation, str) else tuple(activation)
-        if len(self.activation) != n_hidden:
-            raise HyperparameterError(
-                f"activation: {self.activation} names {len(self.activation)} layers, but {n_hidden} are hidden."
-            )
+        hidden, n_classes = len(self.layer_sizes) - 2, self.layer_sizes[-1]
+        names = self.activation = (activation,) * hidden if isinstance(activation, str) else tuple(activation)
+        if len(names) != hidden:
+            raise HyperparameterError(f"activation: {names} names {len(names)} layers, but {hidden} are hidden.")
         self.functions: list[Activation] = [get_activation(name) for name in self.activation]
         self.initialisation, self.seed = initialisation, seed
         self.dtype = np.dtype(dtype)
         if self.dtype.name not in DTYPES:
             raise HyperparameterError(f"dtype: {self.dtype} is not allowed; float32 or float64.")
         self.preprocessing = preprocessing
-        n_classes = self.layer_sizes[-1]
         self.classes = tuple(map(str, classes if classes is not None else range(n_classes)))
         if len(self.classes) != n_classes:
             raise HyperparameterError(f"classes: {len(self.classes)} names for {n_classes} outputs.")
@@ -78,18 +75,15 @@ class MLP:
         if self.info.get("folded"):
             raise CheckpointError("initial_parameters: folding changed the first layer; ask the network before it.")
         rng = np.random.default_rng(self.seed)
-        parameters = {}
+        parameters, suited = {}, [*(f.initialisation for f in self.functions), "small_normal"]
         for layer, (fan_in, fan_out) in enumerate(zip(self.layer_sizes, self.layer_sizes[1:], strict=False), 1):
-            name = self.initialisation
-            if name == "auto":
-                name = self.functions[layer - 1].initialisation if layer < self.n_layers else "small_normal"
+            name = suited[layer - 1] if self.initialisation == "auto" else self.initialisation
             parameters[f"W{layer}"] = initial_weights(name, fan_in, fan_out, rng, self.dtype)
             parameters[f"b{layer}"] = np.zeros(fan_out, self.dtype)
         if self.info.get("initial", {}).get("sha256", "") not in ("", fingerprint(parameters)):
-            raise CheckpointError(
-                f"initial_parameters: seed {self.seed} does not give the weights that the run began with. It was given "
-                "others (init=...): ask the network that it was given. Or this NumPy draws other numbers."
-            )
+            found = f"seed {self.seed} does not give the weights that the run began with"
+            remedy = "ask the network that it was given. Or this NumPy draws other numbers"
+            raise CheckpointError(f"initial_parameters: {found}. It was given others (init=...): {remedy}.")
         return parameters
 
     def forward(self, x: Array, masks: Masks = ()) -> Array:
@@ -180,24 +174,19 @@ class MLP:
         """The z of each hidden layer in the last forward pass: live buffers that the next one overwrites."""
         return self._z[:-1]
 
-    def dropout_masks(
-        self, n: int, rng: np.random.Generator, dropout: float = 0.0, input_dropout: float = 0.0
-    ) -> Masks:
+    def dropout_masks(self, n: int, rng: np.random.Generator, dropout: float = 0, input_dropout: float = 0) -> Masks:
         """Draw masks for ``n`` images: 0 with the probability given, else 1/(1 - probability) (Srivastava et al. 2014).
 
         One mask for the inputs and one for each hidden layer; no masks at all where both probabilities are zero.
         """
         if not dropout and not input_dropout:
             return ()
-        rates = [input_dropout] + [dropout] * (self.n_layers - 1)
-        masks = []
-        for layer, (rate, width) in enumerate(zip(rates, self.layer_sizes[:-1], strict=True)):
-            mask = self._buffer(f"mask{layer}", (n, width))
+        masks = [self._buffer(f"mask{layer}", (n, width)) for layer, width in enumerate(self.layer_sizes[:-1])]
+        for mask, rate in zip(masks, [input_dropout] + [dropout] * (len(masks) - 1), strict=True):
             rng.random(out=mask, dtype=self.dtype)
             np.greater_equal(mask, rate, out=mask, casting="unsafe")
             mask *= 1 / (1 - rate)
-            masks.append(mask)
-        return tuple(masks)
+        return masks
 
     def inputs(self, images: Array, workspace: Workspace | None = None) -> Array:
         """Return the inputs (B, D) for ``images``: uint8 pixels are preprocessed, floats taken as they are.
@@ -205,9 +194,8 @@ class MLP:
         With a ``workspace`` they may lie in it, until the next call.
         """
         if images.dtype.kind != "f" and images.dtype != np.uint8:
-            raise HyperparameterError(
-                f"images: {images.dtype} is not allowed; uint8 pixels, or inputs that are floats."
-            )
+            allowed = "uint8 pixels, or inputs that are floats"
+            raise HyperparameterError(f"images: {images.dtype} is not allowed; {allowed}.")
         if images.dtype != np.uint8:
             return np.ascontiguousarray(images.reshape(len(images), -1), self.dtype)
         if self.preprocessing is None:
@@ -230,16 +218,21 @@ class MLP:
 
     def astype(self, dtype: Any) -> "MLP":
         """Return a copy of this network whose parameters are of another dtype."""
+        twin = self.with_parameters({name: p.astype(dtype) for name, p in self.parameters.items()})
+        twin.dtype = np.dtype(dtype)
+        return twin
+
+    def with_parameters(self, parameters: dict[str, Array]) -> "MLP":
+        """Return the same network with other ``parameters``, which are live there: no copies are made."""
         twin = copy.copy(self)
-        twin.dtype, twin._workspace = np.dtype(dtype), Workspace()
-        twin.parameters = {name: p.astype(dtype) for name, p in self.parameters.items()}
+        twin.parameters, twin._workspace = parameters, Workspace()
         return twin
 
     def folded(self) -> "MLP":
         """Return an equal network whose first layer takes raw pixels, 0 ... 255: preprocessing is multiplied in."""
-        if self.preprocessing is None:
-            return self.astype(self.dtype)
         twin = self.astype(self.dtype)
+        if self.preprocessing is None:
+            return twin
         n_pixels = len(self.preprocessing.scale)
         W1, b1 = self.preprocessing.fold(self.parameters["W1"], self.parameters["b1"])
         twin.parameters |= {"W1": W1.astype(self.dtype), "b1": b1.astype(self.dtype)}
@@ -259,10 +252,8 @@ class MLP:
         if x.ndim != 2 or x.shape[1] != width or not len(x):
             raise HyperparameterError(f"x: its shape is {x.shape}, but (B, {width}) with B of at least 1 is needed.")
         if x.dtype != self.dtype and self.dtype.kind == "f":
-            raise HyperparameterError(
-                f"x: it is {x.dtype}, but the network is {self.dtype}; use x.astype(model.dtype), or "
-                f"model.inputs(images) for uint8 images, or MLP(..., dtype=...)."
-            )
+            remedy = "use x.astype(model.dtype), or model.inputs(images) for uint8 images, or MLP(..., dtype=...)"
+            raise HyperparameterError(f"x: it is {x.dtype}, but the network is {self.dtype}; {remedy}.")
         with np.errstate(all="ignore"):
             # one sum tells of any NaN or infinity, without a temporary array; that of the squares may overflow
             if not np.isfinite(sum_of_squares(x)) and not np.isfinite(x.sum()):
@@ -271,9 +262,8 @@ class MLP:
     def _checked_labels(self, labels: Array, n: int) -> Array:
         labels = np.asarray(labels)
         if labels.shape != (n,) or labels.dtype.kind not in "iu":
-            raise HyperparameterError(
-                f"labels: {labels.dtype} of shape {labels.shape}, but whole numbers of shape ({n},) are needed."
-            )
+            found, needed = f"{labels.dtype} of shape {labels.shape}", f"whole numbers of shape ({n},)"
+            raise HyperparameterError(f"labels: {found}, but {needed} are needed.")
         return labels
 
 
@@ -325,7 +315,6 @@ def _checked_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(layer_sizes)
     good = all(hasattr(s, "__index__") and not isinstance(s, bool) and s > 0 for s in sizes)
     if len(sizes) < 2 or not good:
-        raise HyperparameterError(
-            f"layer_sizes: {layer_sizes!r} is not allowed; whole numbers above 0 for inputs, hidden layers and classes."
-        )
-    return tuple(int(s) for s in sizes)
+        allowed = "whole numbers above 0 for inputs, hidden layers and classes"
+        raise HyperparameterError(f"layer_sizes: {layer_sizes!r} is not allowed; {allowed}.")
+    return tuple(map(int, sizes))

@@ -1,13 +1,12 @@
 """Stochastic gradient descent: momentum, Nesterov's momentum, coupled or decoupled L2, clipping, weight averaging."""
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from nnlib.products import add_scaled, sum_of_squares
+from nnlib.products import Array, add_scaled, sum_of_squares
 
-Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 
@@ -21,6 +20,7 @@ def global_norm(arrays: Arrays) -> float:
     return math.sqrt(sum(float(sum_of_squares(a)) for a in arrays.values()))
 
 
+@dataclass(eq=False, repr=False)
 class SGD:
     """Updates parameters in place. With gradient g, velocity v, momentum μ and learning rate η, one step is
 
@@ -33,24 +33,19 @@ class SGD:
     parameters in which a step's weight fades by this factor with each further step (Polyak and Juditsky 1992).
     """
 
-    def __init__(
-        self,
-        parameters: Arrays,
-        *,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        clip_norm: float = 0.0,
-        decoupled_l2: float = 0.0,
-        ema: float = 0.0,
-    ) -> None:
-        self.parameters = parameters
-        self.momentum, self.nesterov, self.clip_norm = momentum, nesterov, clip_norm
-        self.decoupled_l2, self.ema = decoupled_l2, ema
-        self.velocity = zeros_like(parameters)
-        separate = nesterov or (clip_norm > 0 and momentum > 0)
-        self.into = zeros_like(parameters) if separate else self.velocity
-        self.factor = 0.0 if separate else momentum
-        self.average = {name: p.copy() for name, p in parameters.items()} if ema else {}
+    parameters: Arrays
+    momentum: float = 0.0
+    nesterov: bool = False
+    clip_norm: float = 0.0
+    decoupled_l2: float = 0.0
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.velocity = zeros_like(self.parameters)
+        separate = self.nesterov or (self.clip_norm > 0 and self.momentum > 0)
+        self.into = zeros_like(self.parameters) if separate else self.velocity
+        self.factor = 0.0 if separate else self.momentum
+        self.average = {name: p.copy() for name, p in self.parameters.items()} if self.ema else {}
         self.steps = 0
 
     def step(self, learning_rate: float) -> None:
@@ -65,9 +60,8 @@ class SGD:
                 add_scaled(self.velocity[name], self.into[name], 1.0)
             if self.nesterov:
                 add_scaled(p, self.into[name], -learning_rate)
-                add_scaled(p, self.velocity[name], -learning_rate * self.momentum)
-            else:
-                add_scaled(p, self.velocity[name], -learning_rate)
+            share = self.momentum if self.nesterov else 1.0
+            add_scaled(p, self.velocity[name], -learning_rate * share)
         self.steps += 1
         if self.ema:
             self._average()

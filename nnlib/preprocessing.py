@@ -1,15 +1,15 @@
 """From uint8 pixels to the network's inputs: a linear map fitted on training images, and random flips and shifts."""
 
+import math
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nnlib.errors import HyperparameterError, did_you_mean
+from nnlib.errors import HyperparameterError, one_of
 from nnlib.hyperparameters import PREPROCESSING
-from nnlib.products import Workspace, add_gram, product
-
-Array = np.ndarray[Any, Any]
+from nnlib.products import Array, Workspace, add_gram, product
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class Preprocessing:
         workspace = Workspace() if workspace is None else workspace
         flat = images.reshape(len(images), -1)
         if flat.shape[1] != len(self.scale):
-            raise HyperparameterError(
-                f"images: {flat.shape[1]} numbers an image, but the network was made for {len(self.scale)}."
-            )
+            needed = f"but the network was made for {len(self.scale)}"
+            raise HyperparameterError(f"images: {flat.shape[1]} numbers an image, {needed}.")
         x = workspace.array("pixels", flat.shape)
         x[...] = flat  # faster than a product of integers and floats, which NumPy converts bit by bit
         x *= self.scale
@@ -57,32 +56,41 @@ class Preprocessing:
         return self.fold(weights, np.zeros(weights.shape[1], weights.dtype))[0].T
 
 
-def fit_preprocessing(
-    kind: str, images: Array, *, components: int = 0, floor: float = 0.1, seed: int = 0
-) -> Preprocessing:
+_last_fit: dict[tuple[Any, ...], Preprocessing] = {}
+
+
+def fit_preprocessing(kind: str, images: Array, *, components: int = 0, floor: float = 0.1) -> Preprocessing:
     """Fit a preprocessing on training ``images`` (N, C, H, W) uint8, or (N, D) uint8.
 
     ``scale`` divides by 255. ``standardise`` gives each channel mean 0 and variance 1. ``whiten`` removes each
     pixel's mean, turns to the principal axes of the covariance C = V diag(e) V' and divides by sqrt(e + floor mean(e)),
     which makes the inputs uncorrelated (LeCun et al. 1998, Krizhevsky 2009); ``components`` > 0 keeps the first ones.
     ``zca`` turns them back: each input stays near its pixel, and looks like an image (Bell and Sejnowski 1997).
-    Statistics come from at most 20,000 images, drawn by ``seed``.
+    Statistics come from at most 20,000 images, always the same ones of as many. What was fitted last is kept, for
+    images of the same content: whitening takes seconds.
     """
-    n_pixels = int(np.prod(images.shape[1:]))
-    if kind == "scale":
+    key = (zlib.crc32(np.ascontiguousarray(images).data), images.shape, kind, components, floor)
+    if key not in _last_fit:
+        fitted = _fit(kind, images, components, floor)
+        _last_fit.clear()
+        _last_fit[key] = fitted
+    return _last_fit[key]
+
+
+def _fit(kind: str, images: Array, components: int, floor: float) -> Preprocessing:
+    n_pixels = math.prod(images.shape[1:])
+    if one_of(PREPROCESSING, "preprocessing", kind) == "scale":
         return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), np.zeros(n_pixels, np.float32))
     rows = np.arange(len(images))
     if len(rows) > 20_000:
-        rows = np.sort(np.random.default_rng(seed).choice(len(images), 20_000, replace=False))
+        rows = np.sort(np.random.default_rng(0).choice(len(images), 20_000, replace=False))
     # in pieces: all of the images at once, as wider numbers, would need many times their memory
     pieces = [rows[start : start + 2000] for start in range(0, len(rows), 2000)]
     flat = images.reshape(len(images), n_pixels)
     if kind == "standardise":
         mean, std = _channel_statistics(flat, pieces, images.shape[1] if images.ndim == 4 else 1)
         return Preprocessing((1 / std).astype(np.float32), (-mean / std).astype(np.float32))
-    if kind in ("whiten", "zca"):
-        return _fit_whitening(flat, pieces, components, floor, turn_back=kind == "zca")
-    raise HyperparameterError(f"preprocessing: {kind!r} is not known. {did_you_mean(kind, PREPROCESSING)}")
+    return _fit_whitening(flat, pieces, components, floor, turn_back=kind == "zca")
 
 
 def _channel_statistics(flat: Array, pieces: list[Array], n_channels: int) -> tuple[Array, Array]:
@@ -112,8 +120,7 @@ def _fit_whitening(flat: Array, pieces: list[Array], components: int, floor: flo
     matrix = np.ascontiguousarray((axes / shrink)[:, ::-1], np.float32)  # largest variance first
     if turn_back:
         matrix = np.ascontiguousarray(matrix @ axes[:, ::-1].T, np.float32)
-    scale = np.full(n_pixels, 1 / 255, np.float32)
-    return Preprocessing(scale, -mean / 255, matrix)
+    return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), -mean / 255, matrix)
 
 
 def augment(

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -43,17 +43,17 @@ class RunDirectory:
         self.path = Path(path)
         self.best, self.last, self.previous = (self.path / f"{n}.npz" for n in ("best", "last", "previous"))
 
-    def locked(self) -> AbstractContextManager[Any]:
-        """Hold the folder for this process. Raises CheckpointError while another process trains in it."""
+    def locked(self, wait: float = 0) -> AbstractContextManager[Any]:
+        """Hold the folder for this process. Raises CheckpointError if another trains in it (after ``wait`` seconds)."""
         from filelock import FileLock, Timeout  # imported here: `import nnlib` stays as fast as `import numpy`
 
         try:
-            return FileLock(self.path / ".lock").acquire(timeout=0)  # which makes the folder
+            return FileLock(self.path / ".lock").acquire(timeout=wait)  # which makes the folder
         except Timeout:
-            raise CheckpointError(f"{self.path}: another process is training in this folder; wait for it.") from None
+            problem = "another process is training in this folder; wait for it"
         except OSError as error:
             problem = f"no folder can be made here ({error.strerror}); name another"
-            raise CheckpointError(f"{self.path}: {problem}.") from None
+        raise CheckpointError(f"{self.path}: {problem}.")
 
     def open(self, trainer: "Trainer", resume: bool) -> None:
         """Bring ``trainer`` to the state that is saved here, or start the folder anew.
@@ -76,11 +76,17 @@ class RunDirectory:
         write_text(self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n")
         write_text(self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n")
 
-    def read_hyperparameters(self) -> dict[str, Any]:
-        """Return the fields in ``hyperparameters.json``. Raises CheckpointError if it cannot be read."""
-        return self._read_json("hyperparameters.json")
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in a file of JSON. Raises CheckpointError if it cannot be read."""
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / name}: it cannot be read ({error}); is this a run folder?") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.path / name}: it holds {type(value).__name__}, but an object is needed.")
+        return value
 
-    def read_history(self) -> list[dict[str, Any]]:
+    def read_history(self) -> list[Record]:
         """Return the records in ``history.csv``, numbers as numbers."""
         try:
             with (self.path / "history.csv").open(newline="", encoding="utf-8") as file:
@@ -115,25 +121,24 @@ class RunDirectory:
         groups = {"parameters.": trainer.model.parameters, "velocity.": sgd.velocity, "average.": sgd.average}
         return groups | {"best.": trainer.best_parameters}
 
-    def _runner_up(self, record: Record) -> Path:
-        return self.path / f"best-epoch-{record['epoch']:04d}.npz"
+    def _models(self, trainer: "Trainer") -> dict[Path, Record]:
+        """Return which files hold the best models, the best first, and the records of their epochs."""
+        ranked = trainer.history.ranked(trainer.hp.select_by)[: trainer.keep_best]
+        names = ["best.npz", *(f"best-epoch-{record['epoch']:04d}.npz" for record in ranked[1:])]
+        return {self.path / name: record for name, record in zip(names, ranked, strict=False)}
 
     def _save_best(self, trainer: "Trainer") -> None:
         """Write the finished epoch's model if it is among the best; a best one before it becomes the second."""
-        ranked, record = trainer.history.ranked(trainer.hp.select_by)[: trainer.keep_best], trainer.history[-1]
-        if record is ranked[0]:
-            if len(ranked) > 1:
-                self.best.replace(self._runner_up(ranked[1]))
-            save_model(trainer.result().model, self.best)
-        elif any(record is r for r in ranked):
-            save_model(trainer.snapshot(trainer.evaluated.parameters, record), self._runner_up(record))
+        models, record = self._models(trainer), trainer.history[-1]
+        if record is models[self.best] and len(models) > 1:
+            self.best.replace([*models][1])
+        for path in [path for path, best in models.items() if best is record]:
+            save_model(trainer.snapshot(trainer.evaluated.parameters, record), path)
 
     def _prune(self, trainer: "Trainer") -> None:
         """Delete the models that are not, or no longer, among the best."""
-        ranked = trainer.history.ranked(trainer.hp.select_by)[: trainer.keep_best]
-        wanted = {self._runner_up(record) for record in ranked[1:]} | ({self.best} if ranked else set())
-        for path in {self.best, *self.path.glob("best-epoch-*.npz")} - wanted:
-            path.unlink(missing_ok=True)
+        for path in set(self.path.glob("best*.npz")) - set(self._models(trainer)):
+            path.unlink()
 
     def _write_history(self, trainer: "Trainer") -> None:
         """Write history.csv and log.txt anew from the history, so that they always agree with the saved state."""
@@ -156,8 +161,7 @@ class RunDirectory:
         trainer.model.preprocessing = trainer.evaluated.preprocessing = checkpoints.preprocessing_from(arrays)
         trainer.step = trainer.optimizer.steps = meta["step"]
         trainer.history[:], trainer.warnings = meta["history"], meta["warnings"]
-        for name, value in meta["tally"].items():
-            setattr(trainer.tally, name, value)
+        trainer.tally = replace(trainer.tally, **meta["tally"])
 
     def _read_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the last state, or the one before it where the last is damaged."""
@@ -172,9 +176,9 @@ class RunDirectory:
             return state
 
     def _refuse_other_run(self, trainer: "Trainer") -> None:
-        now, was = trainer.hp.to_dict(), self.read_hyperparameters()
+        now, was = trainer.hp.to_dict(), self.read_json("hyperparameters.json")
         differ = [f"{k} was {was.get(k)!r}, now {v!r}" for k, v in now.items() if was.get(k) != v and k != "epochs"]
-        known = self._read_json("environment.json")
+        known = self.read_json("environment.json")
         if known.get("fingerprint") != trainer.data.fingerprint:
             differ.append(f"the data had the fingerprint {known.get('fingerprint')}, now {trainer.data.fingerprint}")
         if not differ and known.get("initial_weights") != trainer.initial["sha256"]:
@@ -185,20 +189,11 @@ class RunDirectory:
         if was["epochs"] != now["epochs"] and now["schedule"] in ("cosine", "one_cycle"):
             print(f"epochs was {was['epochs']}, now {now['epochs']}: the schedule follows the new length from here.")
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / name}: it cannot be read ({error}); is this a run folder?") from None
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{self.path / name}: it holds {type(value).__name__}, but an object is needed.")
-        return value
-
     def _environment(self, trainer: "Trainer") -> dict[str, Any]:
         data = trainer.data
-        images = {name: len(getattr(data, name).labels) for name in ("train", "valid", "test")}
+        images = {name: len(getattr(data, name)) for name in ("train", "valid", "test")}
         about = {"data": data.source, "fingerprint": data.fingerprint, "images": images}
-        return {**about, "initial_weights": trainer.initial["sha256"], **machine(), "blas": _blas()}
+        return about | {"initial_weights": trainer.initial["sha256"]} | machine() | {"blas": _blas()}
 
 
 @cache
@@ -206,7 +201,7 @@ def machine() -> dict[str, Any]:
     """Return versions and hardware, and the commit of the checkout that nnlib runs from, if it is one."""
     versions = {"python": platform.python_version(), **{n: version(n) for n in ("nnlib", "numpy", "scipy")}}
     machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
-    return {**versions, **machine, "commit": _commit(Path(__file__).parents[1])}
+    return versions | machine | {"commit": _commit(Path(__file__).parents[1])}
 
 
 def _cpu() -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from typing import Any
 from nnlib.callbacks import Callback, in_notebook
 from nnlib.checkpoints import write_atomically
 from nnlib.datasets import Dataset
-from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, did_you_mean
+from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, one_of
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.results import SearchResults, Trial, by_setting, describe, load_results, mean_merit
 from nnlib.rundir import RunDirectory, machine
@@ -59,10 +59,9 @@ def search(
     empty or has a value that is not allowed, CheckpointError if ``directory`` holds another search.
     """
     base = base or Hyperparameters()
-    ready = checked(space, base)
-    n, rungs = _plan(ready, base, method, n_trials=n_trials, workers=workers, seeds=seeds)
     about = {"source": data.source, "fingerprint": data.fingerprint, "valid_images": len(data.valid)}
-    results = SearchResults(base, about, method, space=ready, seed=seed, seeds=seeds)
+    results = SearchResults(base, about, method, space=checked(space, base), seed=seed, seeds=seeds)
+    rungs = _plan(results, n_trials, workers)
     with ExitStack() as stack:
         folder = Path(directory or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(RunDirectory(folder).locked())
@@ -70,7 +69,7 @@ def search(
         pool, keep = _pool(executor, workers, data, stack), directory is not None or len(rungs) > 1
         show = _Progress(rungs, seeds, progress)
         stack.callback(show.bar.close)
-        ladder = Ladder(results, data, n, rungs, pool, 0 if executor else workers, folder, keep)
+        ladder = Ladder(results, data, rungs, pool, 0 if executor else workers, folder, keep)
         try:
             for trial, epochs in ladder.climb():
                 show(results, trial, epochs)
@@ -82,7 +81,7 @@ def search(
 
 @dataclass
 class Ladder:
-    """Trains ``n`` settings for the epochs of the first of the ``rungs``, on each further one the best of those before.
+    """Trains settings on the first of the ``rungs``, and on each further one the best of those before.
 
     A rung is (how many settings, for how many epochs); all methods but halving have one. ``results`` may hold trials of
     an earlier call: what they have done is taken from there. The record and the states of trials lie in ``folder``.
@@ -90,7 +89,6 @@ class Ladder:
 
     results: SearchResults
     data: Dataset
-    n: int
     rungs: list[tuple[int, int]]
     pool: Pool
     workers: int  # of our own, on this machine; 0 for an executor that was given
@@ -122,13 +120,13 @@ class Ladder:
                 yield Trial(index * seeds + i, own, seed=own.get("seed", base.seed), fingerprint=self.data.fingerprint)
 
     def _settings(self) -> Iterator[Settings]:
-        """Yield the settings to try: those of the grid, or known ones and new draws that learn from all before."""
+        """Yield settings to try: those of the grid, or known ones and then new draws that learn from all before."""
         asked = self.results
-        if asked.method == "grid" or (asked.method == "halving" and self.n == _size(asked.space)):
+        if asked.method == "grid" or (asked.method == "halving" and self.rungs[0][0] == _size(asked.space)):
             yield from grid(asked.space)
             return
         told = {t.number // asked.seeds: {name: t.settings[name] for name in asked.space} for t in asked.trials}
-        for index in range(self.n):
+        for index in itertools.count():
             if index not in told:
                 known = [(settings, self._merit(i)) for i, settings in told.items()]
                 settings = draw(asked.space, asked.method, (asked.seed, index), known)
@@ -155,10 +153,6 @@ class Ladder:
             self.results.add(trial)
             self.results.save(self.folder / "results.json")
 
-    def _room(self) -> int:
-        executor = self.pool()
-        return getattr(executor, "room", getattr(executor, "_max_workers", 2))
-
     def _home(self, trial: Trial) -> Path:
         return self.folder / "trials" / f"{trial.number:04d}"
 
@@ -174,7 +168,8 @@ class Ladder:
         try:
             while True:
                 if not suspects:
-                    for trial in itertools.islice(trials, max(self._room() - len(running), 0)):
+                    room = getattr(self.pool(), "_max_workers", 2) - len(running)
+                    for trial in itertools.islice(trials, max(room, 0)):
                         running[self._submit(trial, epochs)] = trial
                 elif not running:
                     trial = suspects.pop()
@@ -189,15 +184,10 @@ class Ladder:
                     else:
                         yield self._outcome(future, trial)
         finally:
-            if running:  # Ctrl-C, or an error here
-                self._stop(running)
-
-    def _stop(self, running: Iterable[Future[Outcome]]) -> None:
-        """Call back what waits, and end processes of our own: files are written atomically."""
-        for future in running:
-            future.cancel()
-        if self.workers > 1:
-            self.pool().shutdown(kill_workers=True)  # type: ignore[call-arg]
+            for future in running:  # Ctrl-C, or an error here
+                future.cancel()
+            if running and self.workers > 1:  # processes of our own are ended: files are written atomically
+                self.pool().shutdown(kill_workers=True)  # type: ignore[call-arg]
 
     def _submit(self, trial: Trial, epochs: int) -> Future[Outcome]:
         """Have a trial trained: on this machine in its folder, elsewhere from the state that lies there."""
@@ -207,8 +197,7 @@ class Ladder:
         arguments = (self.data, trial, base, epochs)
         if not self.workers:
             return self.pool().submit(run_trial, *arguments, None, _packed(home))
-        parent = os.getpid() if self.workers > 1 else 0
-        return self.pool().submit(run_trial, *arguments, home if self.keep else None, {}, parent)
+        return self.pool().submit(run_trial, *arguments, home if self.keep else None, {}, os.getpid())
 
     def _outcome(self, future: Future[Outcome], trial: Trial) -> Trial:
         """Return the trial's record and keep its state; a crash becomes a record too, so that it stops no other."""
@@ -234,15 +223,11 @@ def run_trial(
     In the folder ``home`` it goes on from what lies there, and leaves its state there; without one it goes on from
     ``state``, and returns the next. It ends with the process ``parent``, if there is one that waits for it.
     """
-    from filelock import FileLock
-
     with tempfile.TemporaryDirectory() as scratch:
         folder, travels = home or Path(scratch), home is None and epochs < base.epochs
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in state.items():
-            (folder / name).write_bytes(content)
-        with FileLock(folder / ".lock", timeout=60):
-            pass  # a worker whose parent was killed may need a moment to notice it
+        with RunDirectory(folder).locked(wait=60):  # a worker whose parent was killed may need a moment to notice it
+            for name, content in state.items():
+                (folder / name).write_bytes(content)
         hp, run_dir = base.replace(**trial.settings), folder if home or state or travels else None
         trainer = Trainer(hp, data, run_dir, progress=False, callbacks=[EndsWith(parent)])
         try:
@@ -262,7 +247,7 @@ class EndsWith(Callback):
     parent: int
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.parent and os.getppid() != self.parent:
+        if self.parent not in (0, os.getpid(), os.getppid()):
             os._exit(1)
 
 
@@ -294,7 +279,7 @@ def _died(future: Future[Outcome]) -> bool:
 class InProcess(Executor):
     """Makes each call at once, in this process: training already uses every core."""
 
-    room = 1
+    _max_workers = 1  # the name that executors of concurrent.futures have for it
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -318,7 +303,7 @@ def _pool(executor: Any, workers: int, data: Dataset, stack: ExitStack) -> Pool:
     """Return what returns who trains: this process, loky's, the executor that was given, or a Dask cluster."""
     if executor is None:
         return partial(_processes, workers) if workers > 1 else InProcess
-    client = executor if isinstance(executor, str) else getattr(executor, "_client", executor)
+    client = getattr(executor, "_client", executor)
     if isinstance(client, str) or hasattr(client, "get_executor"):
         try:
             from nnlib.cluster import DaskExecutor
@@ -332,26 +317,23 @@ def _pool(executor: Any, workers: int, data: Dataset, stack: ExitStack) -> Pool:
     return lambda: executor
 
 
-def _plan(
-    space: Mapping[str, Any], base: Hyperparameters, method: str, n_trials: int | None, **counts: int
-) -> tuple[int, list[tuple[int, int]]]:
-    """Return how many settings to try, and the rungs of the ladder; HyperparameterError for what is not allowed."""
-    if method not in METHODS:
-        raise HyperparameterError(f"method: {method!r} is not known. {did_you_mean(method, METHODS)}")
-    for name, count in {"n_trials": n_trials, **counts}.items():
+def _plan(asked: SearchResults, n_trials: int | None, workers: int) -> list[tuple[int, int]]:
+    """Return the rungs of the ladder; HyperparameterError for what is not allowed."""
+    method, space, epochs = one_of(METHODS, "method", asked.method), asked.space, asked.base.epochs
+    for name, count in {"n_trials": n_trials, "workers": workers, "seeds": asked.seeds}.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise HyperparameterError(f"{name}: {count!r} is not allowed; a whole number from 1.")
-    if counts["seeds"] > 1 and "seed" in space:
-        raise HyperparameterError(f"seeds: {counts['seeds']} is not allowed with seed in the space; give one of them.")
+    if asked.seeds > 1 and "seed" in space:
+        raise HyperparameterError(f"seeds: {asked.seeds} is not allowed with seed in the space; give one of them.")
     if method == "grid":
         grid(space)  # refuses ranges
     size = _size(space)
     whole = int(size) if method in ("grid", "halving") and size < math.inf else 27 if method == "halving" else 20
     n = int(min(n_trials or whole, size))
     levels = 0
-    while method == "halving" and 3 ** (levels + 1) <= min(n, base.epochs):
+    while method == "halving" and 3 ** (levels + 1) <= min(n, epochs):
         levels += 1
-    return n, [(n // 3**rung, base.epochs // 3 ** (levels - rung)) for rung in range(levels + 1)]
+    return [(n // 3**rung, epochs // 3 ** (levels - rung)) for rung in range(levels + 1)]
 
 
 def _size(space: Mapping[str, Any]) -> float:

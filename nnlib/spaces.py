@@ -115,13 +115,10 @@ def make_study(space: Mapping[str, Any], known: Known, method: str = "random", s
     sampler = optuna.samplers.RandomSampler(seed) if random else optuna.samplers.TPESampler(seed=seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     distributions = {name: _distribution(values) for name, values in space.items()}
-    states = {None: optuna.trial.TrialState.RUNNING, -math.inf: optuna.trial.TrialState.PRUNED}
     for settings, merit in known:
         params = {n: settings[n] if isinstance(v, Range) else v.index(settings[n]) for n, v in space.items()}
-        state = states.get(merit, optuna.trial.TrialState.COMPLETE)
-        value = merit if state is optuna.trial.TrialState.COMPLETE else None
-        frozen = optuna.trial.create_trial(state=state, value=value, params=params, distributions=distributions)
-        study.add_trial(frozen)
+        state = optuna.trial.TrialState.RUNNING if merit is None else optuna.trial.TrialState.COMPLETE
+        study.add_trial(optuna.trial.create_trial(state=state, value=merit, params=params, distributions=distributions))
     return study
 
 

@@ -6,11 +6,11 @@ version to version: the same seed gives the same bytes on every machine.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from nnlib.products import Array
+
 Shape = Callable[[Array, Array, Array], Array]
 
 BLOCK = 1000  # pictures drawn at a time, a hundred of each class

@@ -11,19 +11,17 @@ images, augmentation and dropout masks do not come from BLAS, and are the same w
 
 import math
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from nnlib.batches import Batches
-from nnlib.callbacks import Callback, interrupts, reporters, warnings_of
+from nnlib.callbacks import Callback, interrupts, reporter, warnings_of
 from nnlib.checkpoints import load_model
 from nnlib.datasets import Dataset
 from nnlib.errors import DataError, HyperparameterError, TrainingDiverged
@@ -32,7 +30,7 @@ from nnlib.hyperparameters import Hyperparameters
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP, Array, Loss, fingerprint
 from nnlib.optimizers import SGD
-from nnlib.preprocessing import Preprocessing, fit_preprocessing
+from nnlib.preprocessing import fit_preprocessing
 from nnlib.products import blas_threads
 from nnlib.rundir import Record, RunDirectory
 from nnlib.schedules import make_schedule
@@ -47,8 +45,7 @@ class History(list[Record]):
 
     def ranked(self, select_by: str) -> list[Record]:
         """Return the records by falling accuracy or rising loss, equals in their order."""
-        sign = 1 if select_by.endswith("loss") else -1
-        return sorted(self, key=lambda record: sign * record[select_by])
+        return sorted(self, key=lambda record: record[select_by], reverse=select_by == "valid_accuracy")
 
     def best(self, select_by: str) -> Record:
         """Return the record with the highest accuracy or the lowest loss; the first of equals."""
@@ -138,11 +135,7 @@ class Trainer:
         self.l2, decoupled_l2 = (0.0, hp.l2) if hp.decoupled_l2 else (hp.l2, 0.0)
         options = {name: getattr(hp, name) for name in ("momentum", "nesterov", "clip_norm", "ema")}
         self.optimizer = SGD(self.model.parameters, decoupled_l2=decoupled_l2, **options)
-        self.evaluated = self.model
-        if hp.ema:
-            self.evaluated = self.model.astype(self.model.dtype)
-            self.evaluated.parameters = self.optimizer.average
-        self.n_train = len(data.train.labels)
+        self.evaluated = self.model.with_parameters(self.optimizer.average) if hp.ema else self.model
         self.batches = Batches(data.train, self.model, hp)
         self.steps_per_epoch = self.batches.per_epoch
         self.until, self.stopped, self.warnings = hp.epochs, "", dict[str, str]()
@@ -152,7 +145,7 @@ class Trainer:
         self.step, self.history, self.tally, self.last_loss = 0, History(), _Tally(), math.nan
         self.best_parameters = {name: p.copy() for name, p in self.evaluated.parameters.items()}
         self.directory = RunDirectory(self.run_dir) if self.run_dir is not None else None
-        self.callbacks = [*reporters(self.progress), *self.callbacks]
+        self.callbacks = [reporter(), *self.callbacks] if self.progress else list(self.callbacks)
 
     @property
     def epoch(self) -> int:
@@ -208,8 +201,7 @@ class Trainer:
 
     def snapshot(self, parameters: dict[str, Array], record: Record) -> MLP:
         """Return a network of its own with a copy of ``parameters``, which knows where they come from."""
-        model = self.model.astype(self.model.dtype)
-        model.parameters = {name: p.copy() for name, p in parameters.items()}
+        model = self.model.with_parameters({name: p.copy() for name, p in parameters.items()})
         model.info = {"data": self.data.source, "fingerprint": self.data.fingerprint, "best": record}
         model.info |= {"hyperparameters": self.hp.to_dict(), "initial": self.initial}
         return model
@@ -352,29 +344,24 @@ def find_learning_rate(
     Ends early where the loss, smoothed over about ten steps, is four times its best, or not finite.
     """
     if not 0 < low < high or steps < 2:
-        raise HyperparameterError(
-            f"low, high, steps: {low}, {high}, {steps}; they must rise from above 0, steps above 1."
-        )
+        raise HyperparameterError(f"low, high, steps: {low}, {high}, {steps}; 0 < low < high and steps > 1 are needed.")
     rates, losses, mean = np.geomspace(low, high, steps), list[float](), 0.0
-
-    def watch(trainer: Trainer) -> None:
-        nonlocal mean
-        mean += 0.1 * (trainer.last_loss - mean)
-        losses.append(mean / (1 - 0.9**trainer.step))
-        if losses[-1] > 4 * min(losses) or trainer.step == steps:
-            trainer.stop("the range is tested")
-
-    trainer = Trainer(hp.replace(epochs=steps, patience=0), data, progress=False)
-    trainer.callbacks, trainer.learning_rate = [SimpleNamespace(on_step=watch)], lambda step: float(rates[step])
-    with suppress(TrainingDiverged):
-        trainer.run()
+    trainer = Trainer(hp, data, progress=False)
+    trainer.learning_rate = lambda step: float(rates[step])
+    with suppress(TrainingDiverged), blas_threads(useful_threads(trainer.model, hp.batch_size)), interrupts(trainer):
+        while trainer.step < steps and not trainer.stopped:
+            trainer.train_step()
+            mean += 0.1 * (trainer.last_loss - mean)
+            losses.append(mean / (1 - 0.9**trainer.step))
+            if losses[-1] > 4 * min(losses):
+                break
     return RangeTest(rates[: len(losses)], np.array(losses))
 
 
 def load_run(run_dir: str | Path) -> TrainingRun:
     """Return the run saved in ``run_dir`` without training. Raises CheckpointError if there is none."""
     directory = RunDirectory(run_dir)
-    hp = Hyperparameters.from_dict(directory.read_hyperparameters())
+    hp = Hyperparameters.from_dict(directory.read_json("hyperparameters.json"))
     return TrainingRun(load_model(directory.best), History(directory.read_history()), hp, run_dir=directory.path)
 
 
@@ -387,7 +374,8 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
     images = data.train.images
     preprocessing = None
     if images.dtype == np.uint8:
-        preprocessing = _fitted(images, hp) if init is None else init.preprocessing
+        fit = partial(fit_preprocessing, hp.preprocessing, components=hp.components, floor=hp.whitening_floor)
+        preprocessing = init.preprocessing if init else fit(images)
     n_inputs = preprocessing.n_inputs if preprocessing else math.prod(images.shape[1:])
     sizes = (n_inputs, *hp.hidden_sizes, len(data.classes))
     options: dict[str, Any] = {"initialisation": hp.initialisation, "classes": data.classes, "seed": hp.seed}
@@ -409,18 +397,3 @@ def useful_threads(model: MLP, batch_size: int) -> int:
     if model.preprocessing is not None and model.preprocessing.matrix is not None:
         weights += model.preprocessing.matrix.size
     return max(batch_size * weights // 32_000_000, 1)
-
-
-_last_fit: dict[tuple[Any, ...], Preprocessing] = {}
-
-
-def _fitted(images: Array, hp: Hyperparameters) -> Preprocessing:
-    """Fit the preprocessing, or take the last one if it was for images of the same content: whitening takes seconds."""
-    content = zlib.crc32(np.ascontiguousarray(images).data)
-    key = (content, images.shape, hp.preprocessing, hp.components, hp.whitening_floor)
-    fitted = _last_fit.get(key)
-    if fitted is None:
-        fitted = fit_preprocessing(hp.preprocessing, images, components=hp.components, floor=hp.whitening_floor)
-    _last_fit.clear()
-    _last_fit[key] = fitted
-    return fitted

@@ -83,7 +83,7 @@ def test_float16_halves_the_file_and_rounds_to_three_digits(tmp_path):
     for name, p in model.parameters.items():
         np.testing.assert_allclose(loaded.parameters[name], p, rtol=2**-11, atol=2**-25)
     assert 0 < abs(loaded.predict_proba(IMAGES) - model.predict_proba(IMAGES)).max() < 0.01
-    with pytest.raises(nnlib.HyperparameterError, match=r"^storage: 'int8' is not known\. Known: float32, float64, f"):
+    with pytest.raises(nnlib.HyperparameterError, match=r"^storage: 'int8' is not known\. .*float16, float32, float64"):
         nnlib.save_model(model, tmp_path / "m8.npz", storage="int8")
 
 
@@ -162,6 +162,7 @@ def header(shape: str, descr: str = "<f4") -> bytes:
         header("(1000000000000,)"),
         header("(-1,)"),
         header("(2,)"),
+        header("(1,)") + b"x",
         header("(1,)", "|O"),
         header("()")[:9],
         b"\x93NUMPY\x09\x00",

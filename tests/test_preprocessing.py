@@ -79,11 +79,22 @@ def test_components_are_the_first_columns():
     assert fit_preprocessing("whiten", images, components=999).n_inputs == 60
 
 
-def test_a_sample_of_20_000_is_drawn_by_the_seed():
+def test_statistics_come_from_20_000_images_always_the_same():
     images = pictures(20_100, shape=(1, 1, 2))
-    same, other = (fit_preprocessing("standardise", images, seed=seed).scale[0] for seed in (0, 1))
-    assert fit_preprocessing("standardise", images).scale[0] == same != other
-    assert same == pytest.approx(1 / images.std(), rel=0.01)
+    chosen = np.random.default_rng(0).choice(20_100, 20_000, replace=False)
+    scale = fit_preprocessing("standardise", images).scale[0]
+    assert scale == pytest.approx(1 / images[chosen].std(), rel=1e-7)
+    assert scale != pytest.approx(1 / images.std(), rel=1e-7)
+
+
+def test_what_was_fitted_last_is_kept_for_images_of_the_same_content():
+    first = fit_preprocessing("whiten", pictures())
+    assert fit_preprocessing("whiten", pictures()) is first
+    assert fit_preprocessing("whiten", pictures(), floor=0.2) is not first
+    images = pictures()
+    again = fit_preprocessing("whiten", images)
+    images[0] += 1
+    assert (fit_preprocessing("whiten", images).matrix != again.matrix).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

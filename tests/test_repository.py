@@ -134,7 +134,7 @@ def test_nnlib_stays_small():
     lines = {path.name: lines_of_code(path) for path in MODULES}
     # Lines that hold code. The plan's goal is 3,000 lines in all, and what the search can do took it further away:
     # this number may go down, not up.
-    assert sum(lines.values()) < 3700, lines
+    assert sum(lines.values()) <= 3623, lines
 
 
 def test_functions_stay_short():
