@@ -92,6 +92,10 @@ def page_of(*cells: nbformat.NotebookNode, name: str = "01_page", error: str | N
     return Page(name, new_notebook(cells=list(cells)), 1.0, error)
 
 
+def render(pages: list[Page], facts: dict[str, str], code: str = "fold") -> str:
+    return report.export(report.merge(pages, facts, code))[0]
+
+
 def test_report_end_to_end(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     before = {path: path.read_bytes() for path in course.iterdir()}
     data = nnlib.load_dataset("standin", n_train=20, n_valid=10, n_test=10)
@@ -122,7 +126,7 @@ def test_report_end_to_end(course: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_page_asks_for_nothing_outside_itself():
     cell = new_code_cell("x", outputs=[picture("a dot"), new_output("stream", text="hello")])
-    html = report.render([page_of(new_markdown_cell(INTRODUCTION), cell)], {"Data": "standin"})
+    html = render([page_of(new_markdown_cell(INTRODUCTION), cell)], {"Data": "standin"})
     assert Collector(html).outside == []
     assert not re.search(r"url\((?!data:)|@import|https?://(?!www\.w3\.org/)", html)
     assert "MathJax" not in html and "require" not in html
@@ -130,7 +134,7 @@ def test_page_asks_for_nothing_outside_itself():
 
 @pytest.mark.parametrize(("code", "blocks", "opened"), [("fold", 1, 0), ("show", 1, 1), ("hide", 0, 0)])
 def test_code_can_be_folded_shown_or_hidden(code: str, blocks: int, opened: int):
-    html = report.render([page_of(new_markdown_cell("# T"), new_code_cell("answer = 42"))], {}, code)
+    html = render([page_of(new_markdown_cell("# T"), new_code_cell("answer = 42"))], {}, code)
     assert html.count('<details class="code"') == blocks
     assert len(re.findall(r'<details class="code" open', html)) == opened
     assert ("42" in html) == (code != "hide")
@@ -163,13 +167,13 @@ def test_committed_notebooks_hold_no_mathematics_that_is_not_understood(root: Pa
 def test_latex_output_and_headings_twice():
     latex = new_output("display_data", data={"text/latex": r"$\displaystyle \frac{1}{2}$"})
     headings = [new_markdown_cell("## Same"), new_markdown_cell("## Same")]
-    html = report.render([page_of(*headings, new_code_cell("x", outputs=[latex]))], {})
+    html = render([page_of(*headings, new_code_cell("x", outputs=[latex]))], {})
     ids = Collector(html).ids
     assert "<mfrac>" in html and len(ids) == len(set(ids))
 
 
-def test_error_is_marked_in_contents_and_page():
-    html = report.render([page_of(new_markdown_cell("# T"), error="cell 3: KeyError: <x>")], {})
+def test_error_is_marked_in_the_table_and_on_the_page():
+    html = render([page_of(new_markdown_cell("# T"), error="cell 3: KeyError: <x>")], {"Data": "standin"})
     assert html.count("failed in cell 3: KeyError: &lt;x&gt;") == 2
 
 
@@ -234,7 +238,7 @@ def test_report_in_a_browser_makes_no_request(tmp_path: Path):
         pytest.skip("no Chromium on this machine")
     target = tmp_path / "index.html"
     cell = new_code_cell("answer = 42", outputs=[picture("a dot")])
-    target.write_text(report.render([page_of(new_markdown_cell(INTRODUCTION), cell)], {}), encoding="utf-8")
+    target.write_text(render([page_of(new_markdown_cell(INTRODUCTION), cell)], {}), encoding="utf-8")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page()
