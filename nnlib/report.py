@@ -29,8 +29,8 @@ from nnlib.errors import one_of
 from nnlib.hyperparameters import RECIPES
 from nnlib.notebooks import Page, ReportError, execute, find_notebooks
 
-# Lines that notebooks print and that the title page repeats.
-MEASURES = "(?:test|best validation) (?:loss|accuracy)|(?:largest|worst) relative error|best by accuracy|a step takes"
+# Lines that notebooks print and that the title page repeats: what was measured in this very run.
+MEASURES = "(?:test|best validation) (?:loss|accuracy)|(?:largest|worst) relative error|a step takes"
 RESULT = re.compile(rf"^(?:{MEASURES})\b.*$", re.M)
 
 # What latex2mathml does not know, in words that it knows; then what it takes for a letter, or lets grow with its row.
