@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help report test bench lab lint notebooks clean
+.PHONY: help report test bench lab lint docs lock notebooks clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,15 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+MODULES := $(patsubst nnlib/%.py,nnlib.%,$(filter-out nnlib/__%,$(wildcard nnlib/*.py)))
+docs: $(READY)  ## write the API reference, from the docstrings, to build/api/index.html
+	$(BIN)/python -W error -m pdoc --docformat google -o build/api nnlib $(MODULES)
+
+lock: $(READY)  ## for maintainers: write requirements-lock.txt, the newest versions that fit pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --extra test --upgrade \
+		--no-header --no-annotate --output-file requirements-lock.txt pyproject.toml
 
 notebooks: $(READY)  ## for maintainers: execute the notebooks in place, with their outputs and figures
 	$(BIN)/nnlib report --in-place $(ARGS)

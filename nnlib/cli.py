@@ -64,7 +64,7 @@ Config = Annotated[Path | None, Parameter(help="A TOML or JSON file with some of
 Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
 DataName = Literal["auto", "cifar10", "standin"]
 Flag = Annotated[bool, Parameter(negative=())]
-DryRun = Annotated[bool, Parameter(negative=(), help="Only say what would run, and measure what it would take.")]
+DryRun = Annotated[bool, Parameter(negative=(), help="Only measure what it would take, at these settings.")]
 Model = Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")]
 
 
@@ -167,8 +167,7 @@ def test(
     """
     loaded, data = nnlib.load_model(model), _load(source)
     result = nnlib.evaluate(loaded, getattr(data, split))
-    trained_on = loaded.info.get("data", data.source)
-    if trained_on != data.source:
+    if (trained_on := loaded.info.get("data", data.source)) != data.source:
         print(f"note: the model was trained on other images: {trained_on}", file=sys.stderr)
     found = {"data": data.source, "split": split, "images": int(result.confusion.sum()), "loss": result.loss}
     return found | {name: getattr(result, name) for name in ("accuracy", "standard_error", "per_class")}
@@ -376,4 +375,5 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the command ``nnlib``."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a pipe on Windows may know no λ
     sys.exit(run(sys.argv[1:]))

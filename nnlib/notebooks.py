@@ -14,7 +14,7 @@ from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from nnlib.cifar10 import CHECKOUT, data_root
+from nnlib.cifar10 import HOME, data_root
 from nnlib.errors import NNLibError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -47,8 +47,8 @@ class Page:
 
 
 def find_notebooks(folder: str | Path | None = None, chosen: Iterable[str] | None = None) -> list[Path]:
-    """Return the numbered notebooks in ``folder`` (default: beside the checkout), or the ``chosen``."""
-    folder = Path(folder or CHECKOUT / "notebooks")
+    """Return the numbered notebooks in ``folder`` (default: the checkout's, or notebooks/ here), or the ``chosen``."""
+    folder = Path(folder or HOME / "notebooks")
     paths = sorted(folder.glob("[0-9][0-9]*_*.ipynb"))
     if not paths:
         remedy = "run this in a checkout of nnlib, or name the folder with notebooks_dir (--notebooks-dir)"
