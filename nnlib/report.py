@@ -122,7 +122,7 @@ def pdf(address: str) -> bytes:
     """Return the page at ``address``, printed by Chromium. Raises ReportError, which says what to install."""
     remedy = "pip install playwright, and install Chromium or Chrome, or let `playwright install chromium` fetch one"
     try:
-        from playwright.sync_api import Error, sync_playwright
+        from playwright.sync_api import sync_playwright
     except ImportError:
         raise ReportError(f"to: pdf needs Playwright: {remedy}.") from None
     found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "msedge"))), None)
@@ -131,8 +131,8 @@ def pdf(address: str) -> bytes:
             page = browser.new_page()
             page.goto(address)
             return page.pdf(prefer_css_page_size=True, print_background=True, outline=True)
-    except Error as error:
-        said = str(error).strip().splitlines()[0]
+    except Exception as error:  # Playwright's own, or a plain one where its driver cannot start
+        said = str(error).strip().partition("\n")[0]
         raise ReportError(f"to: pdf needs Chromium, which did not print ({said}): {remedy}.") from None
 
 
