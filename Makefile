@@ -6,6 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEMPLATES := $(VENV)/share/jupyter/nbconvert/templates# where nbconvert looks; an install with -e leaves nothing there
 
 .DEFAULT_GOAL := help
 .PHONY: help report test bench lab lint docs lock notebooks clean
@@ -56,4 +57,5 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments: install its venv package (python3-venv)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@mkdir -p $(TEMPLATES) && ln -sfn "$(CURDIR)/nnlib/templates/nnlib" $(TEMPLATES)/nnlib
 	@touch $@
