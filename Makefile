@@ -6,9 +6,10 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEMPLATES := $(VENV)/share/jupyter/nbconvert/templates# where nbconvert looks; an install with -e leaves nothing there
 
 .DEFAULT_GOAL := help
-.PHONY: help report test bench ablation lab lint notebooks clean
+.PHONY: help report test bench ablation lab lint docs lock notebooks clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,15 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+MODULES := $(patsubst nnlib/%.py,nnlib.%,$(filter-out nnlib/__%,$(wildcard nnlib/*.py)))
+docs: $(READY)  ## write the API reference, from the docstrings, to build/api/index.html
+	$(BIN)/python -W error -m pdoc --docformat google -o build/api nnlib $(MODULES)
+
+lock: $(READY)  ## for maintainers: write requirements-lock.txt, the newest versions that fit pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip compile --quiet --universal --python-version 3.11 --extra test --upgrade \
+		--no-header --no-annotate --output-file requirements-lock.txt pyproject.toml
+
 notebooks: $(READY)  ## for maintainers: execute the notebooks in place, with their outputs and figures
 	$(BIN)/nnlib report --in-place $(ARGS)
 
@@ -50,4 +60,5 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments: install its venv package (python3-venv)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@mkdir -p $(TEMPLATES) && ln -sfn "$(CURDIR)/nnlib/templates/nnlib" $(TEMPLATES)/nnlib
 	@touch $@

@@ -75,7 +75,10 @@ def read_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
             arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in archive.infolist()}
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file.") from None
+        place = (
+            "nnlib train writes RUN_DIR/best.npz; trained models are in a checkout's data/models, not in the package"
+        )
+        raise CheckpointError(f"{path}: there is no such file; {place}.") from None
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}); use another copy.") from None
     found = meta.get("version") if isinstance(meta, dict) else None

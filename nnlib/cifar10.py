@@ -162,7 +162,7 @@ def _append(url: str, part: Path, last: bool, progress: bool) -> None:
         if offered != SIZE:
             raise DataError(f"offers {offered:,} bytes instead of {SIZE:,}")
         bar = tqdm(total=SIZE, initial=have, unit="B", unit_scale=True, desc=ARCHIVE, disable=not progress)
-        with part.open("ab" if have else "wb") as out, bar:
+        with part.open("ab" if have else "wb", 2**13) as out, bar:  # less than a chunk: nothing waits in a buffer
             for chunk in _unless_crawling(response.iter_content(2**14), url, last):
                 bar.update(out.write(chunk[: SIZE - out.tell()]))
 

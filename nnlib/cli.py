@@ -1,11 +1,18 @@
 """The command line. The fields of ``Hyperparameters`` are its options: a new field is an option at once."""
 
 import json
+import math
+import statistics
+import subprocess
 import sys
+import timeit
+import tomllib
 import traceback
+import tracemalloc
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -15,16 +22,21 @@ import nnlib
 from nnlib import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import RECIPES, Hyperparameters
+from nnlib.products import blas_threads
 from nnlib.spaces import Range
+from nnlib.training import useful_threads
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
-`nnlib COMMAND --help` explains each command; `--debug` adds the traceback to an error."""
+`nnlib COMMAND --help` explains each command. After any of them, `--json` prints the result as JSON, and everything else
+to stderr; `--debug` adds the traceback to an error. Exit status: 0; 1 for what went wrong; 2 for misuse."""
 
 many = Parameter(consume_multiple=True, negative_iterable=())  # --hidden-sizes 64 32
 app = App(name="nnlib", help=HELP, version=nnlib.__version__, suppress_keyboard_interrupt=False, default_parameter=many)
 data_app = App(name="data", help="Fetch CIFAR-10, check it, or say where it is.")
 app.command(data_app)
+app.register_install_completion_command(help="Let bash, zsh or fish complete nnlib's commands and options.")
+Record = dict[str, Any]  # what a command found: it is printed, as lines or as JSON; ok=False in it is exit status 1
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------
@@ -45,23 +57,25 @@ def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
 hints = get_type_hints(Hyperparameters)
 Options: Any = make_dataclass("Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True)
 Options.__module__ = __name__  # cyclopts takes a class of another module for one that it cannot read
-Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's)")]
+Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's and the file's)")]
 RecipeName: Any = Literal[tuple(RECIPES)]
-Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from.")]
+Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from; `nnlib recipes` shows them.")]
+Config = Annotated[Path | None, Parameter(help="A TOML or JSON file with some of them; it goes over the recipe.")]
 Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
 DataName = Literal["auto", "cifar10", "standin"]
 Flag = Annotated[bool, Parameter(negative=())]
+DryRun = Annotated[bool, Parameter(negative=(), help="Only measure what it would take, at these settings.")]
 Model = Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")]
 
 
 @Parameter(name="*", group="Data")
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class DataOptions:
     """Which images to load.
 
     Args:
         data: auto: CIFAR-10, or the stand-in where it cannot be had.
-        train_images: Use only so many of the training images.
+        train_images: Use only so many of the training images [default: all].
     """
 
     data: DataName = "auto"
@@ -69,28 +83,45 @@ class DataOptions:
     train_images: int | None = None
 
 
-Source = DataOptions | None
+CIFAR10_OR_STANDIN = DataOptions()
 
 
-def _load(source: Source) -> nnlib.Dataset:
-    source = source or DataOptions()
+def _load(source: DataOptions) -> nnlib.Dataset:
     data = nnlib.load_dataset(source.data, root=source.root)
     if data.note:
         print(data.note, file=sys.stderr)
     return data.subset(source.train_images) if source.train_images else data
 
 
-def hyperparameters(recipe: str | None, options: Any) -> Hyperparameters:
-    """Return the recipe (or the defaults) with the options that were given over it."""
+def hyperparameters(recipe: str | None, config: Path | None, options: Any) -> Hyperparameters:
+    """Return the recipe (or the defaults), the file's fields over it, and over both the options that were given."""
     base = Hyperparameters.recipe(recipe) if recipe else Hyperparameters()
     given = {name: value for name, value in asdict(options).items() if value is not None} if options else {}
     if len(given.get("activation", ())) == 1:
         (given["activation"],) = given["activation"]  # one for all layers
-    return base.replace(**given)
+    return base.replace(**((_read_config(config) if config else {}) | given))
 
 
-def _new_folder(kind: str) -> Path:
-    return Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return dict(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
+    except (OSError, ValueError, TypeError) as error:
+        raise HyperparameterError(f"config: {path} is no TOML or JSON file of fields and values ({error}).") from None
+
+
+def _estimate(hp: Hyperparameters, data: nnlib.Dataset, times: float = 1, threads: int | None = None) -> Record:
+    """Say what training ``times`` times would take, after twenty steps that are measured and not kept."""
+    tracemalloc.start()
+    trainer = nnlib.Trainer(hp, data, progress=False)
+    model, steps = trainer.model, hp.epochs * trainer.steps_per_epoch
+    with blas_threads(threads or useful_threads(model, hp.batch_size)):
+        seconds = times * steps * statistics.median(timeit.repeat(trainer.train_step, number=1, repeat=20))
+    memory = tracemalloc.get_traced_memory()[1] + sum(s.images.nbytes for s in (data.train, data.valid, data.test))
+    tracemalloc.stop()
+    found = {"layers": model.layer_sizes, "parameters": sum(p.size for p in model.parameters.values())}
+    found |= {"epochs": hp.epochs, "steps": steps, "runs": times, "memory_mb": round(memory / 1e6)}
+    return found | {"training_seconds": seconds, "estimated_time": str(timedelta(seconds=round(seconds)))}
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -100,13 +131,15 @@ def _new_folder(kind: str) -> Path:
 def train(
     *,
     recipe: Recipe = None,
+    config: Config = None,
     run_dir: Path | None = None,
     resume: bool = True,
     quiet: Flag = False,
     threads: int | None = None,
-    source: Source = None,
+    dry_run: DryRun = False,
+    source: DataOptions = CIFAR10_OR_STANDIN,
     options: Overrides = None,
-) -> None:
+) -> Record:
     """Train a network; RUN_DIR gets its history and the weights that are best on validation images.
 
     Args:
@@ -115,13 +148,18 @@ def train(
         quiet: Show no progress.
         threads: BLAS threads at work [default: as many as the products can use; beside busy programs, 1 is faster].
     """
-    hp, folder = hyperparameters(recipe, options), run_dir or _new_folder("train")
-    print(nnlib.train(hp, _load(source), run_dir=folder, resume=resume, progress=not quiet, threads=threads))
-    print(f"best weights: {folder / 'best.npz'}")
+    hp, data = hyperparameters(recipe, config, options), _load(source)
+    if dry_run:
+        return _estimate(hp, data, threads=threads)
+    folder = run_dir or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
+    run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, threads=threads)
+    return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz"}
 
 
 @app.command
-def test(model: Model, /, *, split: Literal["test", "valid", "train"] = "test", source: Source = None) -> None:
+def test(
+    model: Model, /, *, split: Literal["test", "valid", "train"] = "test", source: DataOptions = CIFAR10_OR_STANDIN
+) -> Record:
     """Print the loss and the accuracy of a saved model on the test images.
 
     Args:
@@ -129,17 +167,14 @@ def test(model: Model, /, *, split: Literal["test", "valid", "train"] = "test", 
     """
     loaded, data = nnlib.load_model(model), _load(source)
     result = nnlib.evaluate(loaded, getattr(data, split))
-    print(f"data: {data.source}, {result.confusion.sum():,} {split} images")
-    print(f"loss: {result.loss:.4f}\naccuracy: {result.accuracy:.4f} ± {result.standard_error:.4f}")
-    for name, accuracy in result.per_class.items():
-        print(f"  {name:<12} {accuracy:.3f}")
-    trained_on = loaded.info.get("data", data.source)
-    if trained_on != data.source:
+    if (trained_on := loaded.info.get("data", data.source)) != data.source:
         print(f"note: the model was trained on other images: {trained_on}", file=sys.stderr)
+    found = {"data": data.source, "split": split, "images": int(result.confusion.sum()), "loss": result.loss}
+    return found | {name: getattr(result, name) for name in ("accuracy", "standard_error", "per_class")}
 
 
 @app.command
-def visualize(model: Model, /, *, output: Path = Path("figures")) -> None:
+def visualize(model: Model, /, *, output: Path = Path("figures")) -> Record:
     """Draw every layer's weights, freshly initialised and trained: histograms, heat maps, and the first as images.
 
     Args:
@@ -158,7 +193,7 @@ def visualize(model: Model, /, *, output: Path = Path("figures")) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=150)
-        print(output / f"{name}.png")
+    return {name: output / f"{name}.png" for name in figures}
 
 
 @app.command
@@ -166,6 +201,7 @@ def search(
     *,
     vary: list[str] | None = None,
     recipe: Recipe = None,
+    config: Config = None,
     method: Literal["grid", "random", "tpe", "halving"] = "grid",
     n_trials: int | None = None,
     workers: int = 1,
@@ -173,9 +209,10 @@ def search(
     directory: Path | None = None,
     search_seed: int = 0,
     seeds: int = 1,
-    source: Source = None,
+    dry_run: DryRun = False,
+    source: DataOptions = CIFAR10_OR_STANDIN,
     options: Overrides = None,
-) -> None:
+) -> Record:
     """Train with many hyperparameters and rank them by validation; every trial is recorded in DIRECTORY.
 
     Args:
@@ -191,22 +228,15 @@ def search(
     """
     if not vary:
         raise HyperparameterError("there is nothing to search: name fields and values with --vary.")
-    space, folder = dict(map(_parse_vary, vary)), directory or _new_folder("search")
-    base, data = hyperparameters(recipe, options), _load(source)
-    results = nnlib.search(
-        space, data, base, method, n_trials, search_seed, workers, scheduler, directory=folder, seeds=seeds
-    )
+    space, base, data = dict(map(_parse_vary, vary)), hyperparameters(recipe, config, options), _load(source)
+    if dry_run:  # at the base's settings, all trials to their ends
+        grid = math.prod(len(values) for values in space.values() if isinstance(values, list))
+        return _estimate(base, data, (n_trials or grid) * seeds / workers)
+    folder = directory or Path("runs") / f"search-{datetime.now():%Y%m%d-%H%M%S}"
+    results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, scheduler, folder, seeds=seeds)
     ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
-    print(ranked.head(20).to_string(index=False))
-    if seeds > 1:
-        print(results.mean_over_seeds().head(20).to_string(index=False))
-    print(f"{results}\nbest: {_as_options(results.best.settings)}\nevery trial: {folder / 'results.json'}")
-
-
-def _as_options(settings: dict[str, Any]) -> str:
-    """Write settings as one would type them."""
-    values = {name: value if isinstance(value, tuple | list) else [value] for name, value in settings.items()}
-    return " ".join(f"--{name.replace('_', '-')} {' '.join(map(str, value))}" for name, value in values.items())
+    print((results.mean_over_seeds() if seeds > 1 else ranked).head(20).to_string(index=False))
+    return {"search": str(results), "best": results.best.settings, "every trial": folder / "results.json"}
 
 
 def _parse_vary(text: str) -> tuple[str, Any]:
@@ -216,33 +246,34 @@ def _parse_vary(text: str) -> tuple[str, Any]:
         raise HyperparameterError(f"vary: {text!r} is not allowed; a field and its values, as in l2=0,0.001.")
     low, dots, high = values.partition("..")
     try:
-        parsed = _range(json.loads(low), json.loads(high)) if dots else json.loads(f"[{values}]")
+        parsed = json.loads(f"[{low}, {high}]" if dots else f"[{values}]")
+        if dots:
+            parsed = Range(parsed[0], parsed[1], log=parsed[0] > 0, whole={type(end) for end in parsed} == {int})
     except json.JSONDecodeError:
         parsed = [value.strip() for value in values.split(",")]
     return name.replace("-", "_"), parsed
-
-
-def _range(low: float, high: float) -> Range:
-    return Range(low, high, log=low > 0, whole=isinstance(low, int) and isinstance(high, int))
 
 
 @app.command
 def report(
     *,
     output: Path = Path("report"),
+    to: Literal["html", "pdf", "markdown"] = "html",
     notebooks: str | None = None,
     data: DataName = "auto",
+    recipe: Recipe = None,
     quick: Flag = False,
     author: str | None = None,
     hide_code: Flag = False,
     show_code: Flag = False,
     notebooks_dir: Path | None = None,
     in_place: Flag = False,
-) -> None:
-    """Execute the notebooks and write one HTML page with all of them, OUTPUT/index.html.
+) -> Record:
+    """Execute the notebooks and write a report of all of them: OUTPUT/index.html, report.pdf or report.md.
 
     Args:
-        output: Folder for the page and its figures.
+        output: Folder for the report and its figures.
+        to: pdf is printed from the HTML page, by a Chromium that is at hand.
         notebooks: Only these, by number or name: 01,03.
         data: auto: CIFAR-10, or the stand-in where it cannot be had.
         quick: Short runs, and their numbers.
@@ -257,32 +288,52 @@ def report(
 
     chosen = [name.strip() for name in notebooks.split(",")] if notebooks else None
     if in_place:
-        return refresh(chosen, notebooks_dir)
+        refresh(chosen, notebooks_dir)
+        return {}
     code = "hide" if hide_code else "show" if show_code else "fold"
-    build(output, chosen, data, quick, author, code, notebooks_dir)
+    return {"report": build(output, chosen, data, quick, author, code, notebooks_dir, recipe, to)}
+
+
+@app.command
+def recipes() -> Record:
+    """Show the recipes: named hyperparameters, and where they differ from the defaults."""
+    usual = Hyperparameters()
+    return {name: {k: v for k, v in vars(hp).items() if v != getattr(usual, k)} for name, hp in RECIPES.items()}
+
+
+@app.command
+def bench(*parts: str, quick: Flag = False) -> Record:
+    """Measure the speed beside that of peers, in a checkout; results go to data/benchmarks. Keep the machine quiet.
+
+    Args:
+        parts: Only these, such as speed or memory.
+        quick: Fewer rounds, for a try.
+    """
+    script = cifar10.CHECKOUT / "benchmarks" / "bench.py"
+    if not script.exists():
+        raise NNLibError("the benchmark is not in the installed package: run this in a checkout of nnlib.")
+    return {"ok": subprocess.run([sys.executable, script, *parts, *["--quick"] * quick]).returncode == 0}
 
 
 @data_app.command
-def fetch(*, root: Root = None) -> None:
+def fetch(*, root: Root = None) -> Record:
     """Bring CIFAR-10 to disk (170 MB), unless it is there."""
-    print(cifar10.fetch(root))
+    return {"folder": cifar10.fetch(root)}
 
 
 @data_app.command
-def verify(*, root: Root = None) -> int:
+def verify(*, root: Root = None) -> Record:
     """Compare each file with the official one; exit status 1 if any differs."""
     standing = cifar10.verify(root)
-    for name, state in standing.items():
-        print(f"{name:<14} {state}")
-    return int(any(state != "official" for state in standing.values()))
+    return standing | {"ok": all(state == "official" for state in standing.values())}
 
 
 @data_app.command
-def info(*, source: Source = None) -> None:
+def info(*, source: DataOptions = CIFAR10_OR_STANDIN) -> Record:
     """Say what the data set is: where it comes from, how many images, which classes."""
     data = _load(source)
-    print(f"source: {data.source}\nfingerprint: {data.fingerprint}\nclasses: {', '.join(data.classes)}")
-    print(f"train: {len(data.train):,} images\nvalid: {len(data.valid):,} images\ntest: {len(data.test):,} images")
+    found = {"source": data.source, "fingerprint": data.fingerprint, "classes": ", ".join(data.classes)}
+    return found | {name: len(getattr(data, name)) for name in ("train", "valid", "test")}
 
 
 @data_app.command
@@ -291,19 +342,31 @@ def path(*, root: Root = None) -> None:
     print(cifar10.data_root(root))
 
 
-# ---- exit statuses ---------------------------------------------------------------------------------------------------
+# ---- what is printed, and exit statuses ------------------------------------------------------------------------------
+
+
+def _show(found: Record, indent: str = "") -> None:
+    """Print what a command found as a person would read it."""
+    for name, value in found.items():
+        nested = value if isinstance(value, dict) else {}
+        words = "" if nested else f"{value:.5g}" if isinstance(value, float) else value
+        print(f"{indent}{name}: {words}".rstrip())
+        _show(nested, indent + "  ")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out ``arguments`` and return the exit status: 0, 1 for what went wrong, 2 for misuse, 130 for Ctrl-C."""
-    debug = "--debug" in arguments
+    flags = {"--debug", "--json"} & set(arguments)
+    words = [word for word in arguments if word not in flags]
     try:
-        words = [word for word in arguments if word != "--debug"]
-        return int(app(words, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+        with redirect_stdout(sys.stderr if "--json" in flags else sys.stdout):
+            found = app(words, exit_on_error=False, print_error=False, result_action="return_value") or {}
+        print(json.dumps(found, indent=2, default=str)) if "--json" in flags else _show(found)
+        return int(not found.get("ok", True))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if debug:
+        if "--debug" in flags:
             traceback.print_exc()
         text, ours = " ".join(str(error).split()), isinstance(error, NNLibError | CycloptsError)
         print("nnlib:", text if ours else f"{type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
@@ -312,4 +375,5 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> NoReturn:
     """Entry point of the command ``nnlib``."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a pipe on Windows may know no λ
     sys.exit(run(sys.argv[1:]))

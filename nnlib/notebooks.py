@@ -10,11 +10,11 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from nnlib.cifar10 import CHECKOUT, data_root
+from nnlib.cifar10 import HOME, data_root
 from nnlib.errors import NNLibError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -41,10 +41,14 @@ class Page:
         heading = re.search(r"^# +(.+)$", texts, re.M)
         return heading[1].strip() if heading else self.name
 
+    def printed(self) -> str:
+        """All that its cells printed."""
+        return "\n".join(out.get("text", "") for cell in self.notebook.cells for out in cell.get("outputs", []))
+
 
 def find_notebooks(folder: str | Path | None = None, chosen: Iterable[str] | None = None) -> list[Path]:
-    """Return the numbered notebooks in ``folder`` (default: beside the checkout), or the ``chosen``."""
-    folder = Path(folder or CHECKOUT / "notebooks")
+    """Return the numbered notebooks in ``folder`` (default: the checkout's, or notebooks/ here), or the ``chosen``."""
+    folder = Path(folder or HOME / "notebooks")
     paths = sorted(folder.glob("[0-9][0-9]*_*.ipynb"))
     if not paths:
         remedy = "run this in a checkout of nnlib, or name the folder with notebooks_dir (--notebooks-dir)"
@@ -64,16 +68,18 @@ def execute(
 ) -> Page:
     """Run a notebook in its folder and a fresh kernel; the file stays as it is. The result is clean enough to commit.
 
-    ``parameters`` are set at the end of the cell tagged ``parameters``; ``env`` adds to the kernel's environment;
-    ``label`` stands beside the progress bar that a terminal shows.
+    ``parameters`` are set at the end of the cell tagged ``parameters``, those that it names; ``env`` adds to the
+    kernel's environment; ``label`` stands beside the progress bar that a terminal shows.
     """
     path = Path(path).resolve()
     notebook = nbformat.read(path, as_version=4)
-    given = "".join(f"\n{name} = {value!r}" for name, value in (parameters or {}).items())
+    given = ""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
         if "parameters" in cell.metadata.get("tags", ()):
+            known = re.findall(r"^(\w+) *=", cell.source, re.M)
+            given = "".join(f"\n{name} = {value!r}" for name, value in (parameters or {}).items() if name in known)
             cell.source += given
     # The kernel runs in another folder; and a bar that is saved says 0 % for ever.
     kernel_env = os.environ | {"NNLIB_DATA_DIR": str(data_root().resolve()), "TQDM_DISABLE": "1"}
@@ -107,9 +113,7 @@ def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) 
 def _explain(error: Exception, notebook: NotebookNode) -> str:
     """Name the last code cell that began, and the error, in one line."""
     number = sum(cell.get("execution_count") is not None for cell in notebook.cells)
-    name, text = type(error).__name__, str(error).strip()
-    if isinstance(error, CellExecutionError):
-        name, text = error.ename, error.evalue
+    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error).strip())
     return f"cell {max(number, 1)}: {name}: {text}".splitlines()[0]
 
 

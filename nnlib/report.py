@@ -1,8 +1,13 @@
-"""The report: the notebooks, executed and merged into one HTML page that needs nothing outside itself."""
+"""The report: the notebooks, executed and merged into one HTML page that needs nothing outside itself.
+
+The template beside this file lays it out. ``Typesetting`` prepares a notebook for it, also for a single one by hand:
+``jupyter nbconvert --to html --template nnlib notebooks/03_training.ipynb``.
+"""
 
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterable
 from datetime import datetime
 from html import escape
@@ -10,20 +15,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import pass_context
 from latex2mathml.converter import convert
-from nbconvert.exporters import HTMLExporter
+from nbconvert.exporters import HTMLExporter, MarkdownExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbformat import NotebookNode
+from nbconvert.preprocessors import Preprocessor
+from nbconvert.writers.files import FilesWriter
+from nbformat import NotebookNode, from_dict
 from nbformat.v4 import new_notebook
 
 import nnlib
-from nnlib.checkpoints import write_text
+from nnlib.checkpoints import write_atomically, write_text
 from nnlib.errors import one_of
+from nnlib.hyperparameters import RECIPES
 from nnlib.notebooks import Page, ReportError, execute, find_notebooks
 
-TITLE = "A three-layer network for CIFAR-10, written by hand"
-CODE = ("fold", "hide", "show")
+# Lines that notebooks print and that the title page repeats: what was measured in this very run.
+MEASURES = "(?:test|best validation) (?:loss|accuracy)|(?:largest|worst) relative error|a step takes"
+RESULT = re.compile(rf"^(?:{MEASURES})\b.*$", re.M)
 
 # What latex2mathml does not know, in words that it knows; then what it takes for a letter, or lets grow with its row.
 SYNONYMS = {r"{aligned}": r"{split}", r"{gathered}": r"{split}", r"{gather}": r"{split}", r"{align}": r"{align*}"}
@@ -41,32 +49,39 @@ def build(
     author: str | None = None,
     code: str = "fold",
     notebooks_dir: str | Path | None = None,
+    recipe: str | None = None,
+    to: str = "html",
 ) -> Path:
-    """Execute the notebooks and write ``output/index.html``; the notebooks themselves stay as they are.
+    """Execute the notebooks, write the report and return its file; the notebooks themselves stay as they are.
 
-    ``notebooks`` chooses by number or name; ``code`` is "fold", "hide" or "show". A notebook that fails is marked in
-    the report. Raises ReportError at the end, when the report is written, if any failed.
+    ``notebooks`` chooses by number or name; ``code`` is "fold", "hide" or "show"; ``recipe`` goes to the notebooks that
+    have such a parameter. ``to`` is "html" (``output/index.html``), "pdf" (``output/report.pdf``, printed from that
+    page) or "markdown" (``output/report.md``). A notebook that fails is marked in the report. Raises ReportError at the
+    end, when the report is written, if any failed; at once if it cannot be made.
     """
-    one_of(CODE, "code", code)
+    one_of(("fold", "hide", "show"), "code", code)
+    one_of(("html", "pdf", "markdown"), "to", to)
     paths, output = find_notebooks(notebooks_dir, notebooks), Path(output)
+    if to == "pdf":
+        pdf("about:blank")  # what is missing is said now, not when the notebooks have run
     data = nnlib.load_dataset(dataset)
     print(f"data: {data.source}", flush=True)
     # What was found once is asked for by name: no notebook tries the same download again.
     parameters = {"dataset": "cifar10" if data.source.startswith("cifar10") else "standin", "quick": quick}
-    figures, pages = {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())}, []
+    parameters |= {"recipe": one_of(RECIPES, "recipe", recipe)} if recipe else {}
+    figures, pages = {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())}, list[Page]()
     for number, path in enumerate(paths, start=1):
         label = f"[{number}/{len(paths)}] {path.stem}"
         pages.append(page := execute(path, parameters, figures, label))
         print(f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s", flush=True)
-    facts = ({"Author": author} if author else {}) | _facts(pages, quick, data)
-    target = write_text(output / "index.html", render(pages, facts, code))
-    print(f"report: {target}")
+    facts = {"Author": author, "Recipe asked for": recipe} | _facts(pages, quick, data)
+    target = _write(merge(pages, facts, code), output, to)
     if failed := [f"{page.name}, {page.error}" for page in pages if page.error]:
-        raise ReportError(f"{len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}.")
+        raise ReportError(f"{target}: {len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}.")
     return target
 
 
-def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, str]:
+def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, Any]:
     settings = " at quick settings: the numbers are those of a short run" if quick else ""
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))
     return {
@@ -79,20 +94,53 @@ def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, str
     }
 
 
-def render(pages: list[Page], facts: dict[str, str], code: str = "fold") -> str:
-    """Return the HTML of ``pages`` behind a title page that lists ``facts``."""
+def merge(pages: list[Page], facts: dict[str, Any], code: str = "fold") -> NotebookNode:
+    """Return one notebook with the cells of all ``pages``, which knows what its title page says."""
     merged = new_notebook(cells=[cell for number, page in enumerate(pages) for cell in _numbered(page, number)])
-    merged.metadata = NotebookNode(title=TITLE, language_info=NotebookNode(name="python"))
-    exporter = ReportExporter(pages=pages)
-    exporter.environment.globals.update(title=TITLE, pages=pages, facts=facts, code=code, contents=exporter.contents)
-    return str(exporter.from_notebook_node(merged)[0])
+    listed = [vars(p) | {"notebook": None, "title": p.title, "results": RESULT.findall(p.printed())} for p in pages]
+    merged.metadata = from_dict({"facts": facts, "pages": listed, "code": code, "language_info": {"name": "python"}})
+    return merged
+
+
+def _write(merged: NotebookNode, output: Path, to: str) -> Path:
+    if to == "markdown":
+        text, files = export(merged, MarkdownExporter)
+        return Path(FilesWriter(build_directory=str(output)).write(text, files, "report"))
+    page = write_text(output / "index.html", export(merged)[0])
+    if to == "pdf":
+        return write_atomically(output / "report.pdf", lambda file: file.write(pdf(page.resolve().as_uri())))
+    return page
+
+
+def export(merged: NotebookNode, exporter: Any = HTMLExporter) -> tuple[str, Any]:
+    """Return the text of what ``merge`` made, and the files that go with it, as nbconvert's writers want them."""
+    folder, files = Path(__file__).parent / "templates", {"output_files_dir": "report_files", "unique_key": "report"}
+    return exporter(template_name="nnlib", extra_template_basedirs=[str(folder)]).from_notebook_node(merged, files)
+
+
+def pdf(address: str) -> bytes:
+    """Return the page at ``address``, printed by Chromium. Raises ReportError, which says what to install."""
+    remedy = "pip install playwright, and install Chromium or Chrome, or let `playwright install chromium` fetch one"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise ReportError(f"to: pdf needs Playwright: {remedy}.") from None
+    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "msedge"))), None)
+    try:
+        with sync_playwright() as driver, driver.chromium.launch(executable_path=found) as browser:
+            page = browser.new_page()
+            page.goto(address)
+            return page.pdf(prefer_css_page_size=True, print_background=True, outline=True)
+    except Exception as error:  # Playwright's own, or a plain one where its driver cannot start
+        said = str(error).strip().partition("\n")[0]
+        raise ReportError(f"to: pdf needs Chromium, which did not print ({said}): {remedy}.") from None
 
 
 def _numbered(page: Page, number: int) -> list[NotebookNode]:
     """Tell each cell its page, and each picture its number and caption."""
     figures = 0
     for index, cell in enumerate(page.notebook.cells):
-        cell.id = f"{page.name}-{index}"
+        cell.id = f"{page.name}-{index}"[:64]
         cell.metadata.page = number
         for output in cell.get("outputs", []):
             if {"image/png", "image/svg+xml"} & set(output.get("data", {})):
@@ -100,6 +148,25 @@ def _numbered(page: Page, number: int) -> list[NotebookNode]:
                 alt = output.metadata.get("image/png", {}).get("alt") or cell.metadata.get("alt", "")
                 output.metadata.figure = {"number": f"{number + 1}.{figures}", "caption": alt}
     return list(page.notebook.cells)
+
+
+class Typesetting(Preprocessor):
+    """Sets text and mathematics as HTML, where the template looks for it, and collects the list of contents."""
+
+    def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
+        """Return ``nb``, prepared; a single notebook becomes a report of one page."""
+        if "pages" not in nb.metadata:
+            nb = merge([Page(resources["metadata"]["name"], nb, 0.0)], {})
+        pages, contents = [page.name for page in nb.metadata.pages], list[list[Any]]()
+        for cell in nb.cells:
+            renderer = Renderer(pages[cell.metadata.page], pages, contents, attachments=cell.get("attachments", {}))
+            if cell.cell_type == "markdown":
+                cell.metadata.html = MarkdownWithMath(renderer=renderer).render(cell.source)
+            for output in cell.get("outputs", []):
+                for kind in {"text/latex", "text/markdown"} & set(output.get("data", {})):
+                    output.metadata.html = MarkdownWithMath(renderer=renderer).render(output.data[kind])
+        nb.metadata.contents = contents
+        return nb, resources
 
 
 def mathml(latex: str, display: str = "inline") -> str:
@@ -120,15 +187,14 @@ def _replace(text: str, table: dict[str, str]) -> str:
 class Renderer(IPythonRenderer):
     """Markdown to HTML: mathematics as MathML, headings with addresses unique in the report, links that stay in it."""
 
-    def __init__(self, page: str, pages: list[str], contents: list[tuple[str, int, str, str]], **options: Any):
+    def __init__(self, page: str, pages: list[str], contents: list[list[Any]], **options: Any):
         super().__init__(escape=False, **options)
         self.page, self.pages, self.contents = page, pages, contents
 
     def block_math(self, body: str) -> str:
-        return mathml(body, "block")
+        return mathml(body.strip("$"), "block")
 
-    def multiline_math(self, text: str) -> str:
-        return mathml(text.strip("$"), "block")
+    multiline_math = block_math  # type: ignore[assignment]  # only the name of the argument differs
 
     def latex_environment(self, name: str, body: str) -> str:
         return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
@@ -140,7 +206,7 @@ class Renderer(IPythonRenderer):
         address = f"{self.page}--" + re.sub(r"\W+", "-", re.sub(r"<[^>]+>", "", text)).strip("-")
         while address in (entry[2] for entry in self.contents):
             address += "-"
-        self.contents.append((self.page, level, address, text))
+        self.contents.append([self.page, level, address, text])
         return f'<h{level} id="{address}">{text}</h{level}>\n'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
@@ -151,20 +217,3 @@ class Renderer(IPythonRenderer):
         elif target:
             return text  # a notebook that is not in this report
         return str(super().link(text, url, title))
-
-
-class ReportExporter(HTMLExporter):
-    """nbconvert's HTML exporter with the template beside this file; ``contents`` fills while cells are rendered."""
-
-    def __init__(self, pages: list[Page], **options: Any):
-        self.pages = [page.name for page in pages]
-        self.contents: list[tuple[str, int, str, str]] = []
-        folders = [str(Path(__file__).parent / "templates")]
-        super().__init__(template_name="nnlib", extra_template_basedirs=folders, **options)  # type: ignore[no-untyped-call]
-
-    @pass_context
-    def markdown2html(self, context: Any, source: str) -> str:
-        cell = context.get("cell", {})
-        page = self.pages[cell.metadata.page]
-        renderer = Renderer(page, self.pages, self.contents, attachments=cell.get("attachments", {}))
-        return str(MarkdownWithMath(renderer=renderer).render(source))

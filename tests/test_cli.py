@@ -1,6 +1,7 @@
 """The command line: options follow Hyperparameters, errors are one line, and the exit status says who erred."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -46,10 +47,87 @@ def test_every_field_is_an_option_with_its_help(capsys):
 def test_recipe_then_options():
     options = cli.Options(hidden_sizes=(128, 64), momentum=0.5, nesterov=False, activation=("tanh",))
     expected = Hyperparameters.recipe("quick", hidden_sizes=(128, 64), momentum=0.5, nesterov=False, activation="tanh")
-    assert cli.hyperparameters("quick", options) == expected
-    assert cli.hyperparameters(None, None) == Hyperparameters()
+    assert cli.hyperparameters("quick", None, options) == expected
+    assert cli.hyperparameters(None, None, None) == Hyperparameters()
     layers = cli.Options(hidden_sizes=(8, 8), activation=("tanh", "relu"))
-    assert cli.hyperparameters(None, layers).activation == ("tanh", "relu")
+    assert cli.hyperparameters(None, None, layers).activation == ("tanh", "relu")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("c.toml", "epochs = 7\nhidden_sizes = [9, 8]\n"), ("c.json", '{"epochs": 7, "hidden_sizes": [9, 8]}')],
+)
+def test_recipe_then_file_then_options(name: str, text: str):
+    Path(name).write_text(text)
+    found = cli.hyperparameters("quick", Path(name), cli.Options(hidden_sizes=(5,)))
+    assert found == Hyperparameters.recipe("quick", epochs=7, hidden_sizes=(5,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("epochs = ", "no TOML or JSON"), ("epoch = 3", "Did you mean 'epochs'"), ("epochs = -1", "epochs: -1 is not")],
+)
+def test_a_file_that_is_wrong_is_refused(capsys, text: str, message: str):
+    Path("c.toml").write_text(text)
+    status, out, err = given(capsys, "train", "--config", "c.toml")
+    assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_a_runs_own_file_is_a_config(capsys):
+    assert train(capsys, "--momentum", "0.7")[0] == 0
+    assert cli.hyperparameters(None, Path("r/hyperparameters.json"), None).momentum == 0.7
+
+
+def test_json_alone_on_stdout(capsys, small_data: nnlib.Dataset):
+    status, out, err = given(capsys, "train", "--json", "--run-dir", "r", *SMALL)
+    run = json.loads(out)
+    assert status == 0 and run["best weights"] == str(Path("r/best.npz")) and 0 <= run["valid_accuracy"] <= 1
+    assert "epoch   2/2" in err  # progress has gone where errors go
+    status, out, _ = given(capsys, "test", "r/best.npz", "--json")
+    result = nnlib.evaluate(nnlib.load_model("r/best.npz"), small_data.test)
+    assert json.loads(out)["loss"] == result.loss and json.loads(out)["per_class"] == result.per_class
+    status, out, _ = given(capsys, "search", "--json", "--vary", "l2=0,0.1", "--directory", "s", *SMALL)
+    assert json.loads(out)["best"]["l2"] in (0, 0.1)
+    status, out, _ = given(capsys, "data", "info", "--json")
+    assert json.loads(out)["train"] == 200
+    assert given(capsys, "train", "--json", "--l2", "-1")[:2] == (2, "")
+
+
+def test_recipes_as_a_file_of_options(capsys):
+    status, out, _ = given(capsys, "recipes", "--json")
+    found = json.loads(out)
+    assert status == 0 and set(found) == set(nnlib.RECIPES)
+    for name, differing in found.items():
+        assert Hyperparameters(**differing) == nnlib.RECIPES[name]
+    assert "  learning_rate: 0.2\n" in given(capsys, "recipes")[1]
+
+
+def test_dry_run_measures_and_writes_nothing(capsys):
+    status, out, _ = given(capsys, "train", "--dry-run", "--json", *SMALL)
+    found = json.loads(out)
+    assert status == 0 and not list(Path().iterdir())
+    assert found["layers"] == [3072, 16, 8, 10] and found["parameters"] == 3073 * 16 + 17 * 8 + 9 * 10
+    assert found["steps"] == 14 and 0 < found["training_seconds"] < 60 and 1 <= found["memory_mb"] < 500
+    search = ["search", "--dry-run", "--vary", "l2=0,0.1,0.2", "--vary", "momentum=0,0.5", "--seeds", "2"]
+    assert "runs: 6" in given(capsys, *search, "--workers", "2", *SMALL)[1]
+    assert "runs: 9" in given(capsys, *search[:4], "--method", "random", "--n-trials", "9", *SMALL)[1]
+    assert not list(Path().iterdir())
+
+
+def test_bench_needs_a_checkout(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(cli.cifar10, "CHECKOUT", tmp_path)
+    status, out, err = given(capsys, "bench")
+    assert (status, out) == (1, "") and "run this in a checkout" in err
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/bench.py").write_text("import sys; sys.exit(sys.argv[1:] != ['speed', '--quick'])")
+    assert given(capsys, "bench", "speed", "--quick")[0] == 0
+    assert given(capsys, "bench", "memory")[0] == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell: str):
+    script = cli.app.generate_completion(shell=shell)
+    assert all(word in script for word in ("visualize", "learning-rate", "label-smoothing"))
 
 
 def test_train_then_test(capsys, small_data: nnlib.Dataset):
@@ -63,7 +141,7 @@ def test_train_then_test(capsys, small_data: nnlib.Dataset):
     status, out, _ = given(capsys, "test", "r/best.npz")
     result = nnlib.evaluate(nnlib.load_model("r/best.npz"), small_data.test)
     assert status == 0
-    assert f"loss: {result.loss:.4f}" in out and f"accuracy: {result.accuracy:.4f} ±" in out and "60 test" in out
+    assert f"loss: {result.loss:.5g}\naccuracy: {result.accuracy:.5g}\n" in out and "images: 60" in out
 
 
 def test_visualize_draws_every_layer_before_and_after(capsys):
@@ -71,7 +149,7 @@ def test_visualize_draws_every_layer_before_and_after(capsys):
     status, out, _ = given(capsys, "visualize", "r/best.npz", "--output", "drawn")
     names = ["weight_histograms", "weight_heatmaps", "first_layer_initial", "first_layer_trained"]
     files = [Path("drawn") / f"{name}.png" for name in names]
-    assert status == 0 and out.splitlines() == [str(path) for path in files]
+    assert status == 0 and out.splitlines() == [f"{path.stem}: {path}" for path in files]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
 
 
@@ -96,7 +174,9 @@ def test_run_folder_by_default(capsys):
         (["train", "--learning-rate", "-1"], 2, "learning_rate: -1.0 is not allowed"),
         (["train", "--recipe", "slow"], 2, "slow"),
         (["test"], 2, "MODEL"),
-        (["test", "absent.npz"], 1, "absent.npz: there is no such file"),
+        (["test", "absent.npz"], 1, "absent.npz: there is no such file; nnlib train writes RUN_DIR/best.npz"),
+        (["train", "--config", "absent.toml"], 2, "config: absent.toml is no TOML or JSON file"),
+        (["report", "--to", "word"], 2, "--to"),
         (["search"], 2, "nothing to search"),
         (["search", "--vary", "l2"], 2, "vary: 'l2' is not allowed"),
         (["report", "--notebooks-dir", "absent"], 1, "there are no notebooks"),
@@ -160,7 +240,7 @@ def test_search_ranks_and_records(capsys):
     assert len(json.loads(Path("s/results.json").read_text())["trials"]) == 4
     accuracies = [float(row) for row in re.findall(r" complete +([\d.]+)", out)]
     assert len(accuracies) == 4 and accuracies == sorted(accuracies, reverse=True)
-    assert re.search(r"best: --learning-rate [\d.]+ --hidden-sizes 8( 4)?\n", out)
+    assert re.search(r"best:\n  learning_rate: [\d.]+\n  hidden_sizes: \(8,( 4)?\)\n", out)
 
 
 def test_data_commands(capsys, small_data: nnlib.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -169,7 +249,7 @@ def test_data_commands(capsys, small_data: nnlib.Dataset, monkeypatch: pytest.Mo
     status, out, _ = given(capsys, "data", "verify")
     assert status == 1 and out.count("missing") == 7
     status, out, _ = given(capsys, "data", "info")
-    assert status == 0 and "train: 200 images" in out and small_data.fingerprint in out
+    assert status == 0 and "train: 200\n" in out and small_data.fingerprint in out
 
 
 def test_report_passes_its_options_on(capsys, monkeypatch: pytest.MonkeyPatch):
@@ -177,10 +257,33 @@ def test_report_passes_its_options_on(capsys, monkeypatch: pytest.MonkeyPatch):
 
     asked: list[object] = []
     monkeypatch.setattr(report, "build", lambda *arguments: asked.extend(arguments))
-    assert given(capsys, "report", "--quick", "--notebooks", "01, 03", "--hide-code", "--author", "A")[0] == 0
-    assert asked == [Path("report"), ["01", "03"], "auto", True, "A", "hide", None]
+    assert (
+        given(
+            capsys,
+            "report",
+            "--quick",
+            "--notebooks",
+            "01, 03",
+            "--hide-code",
+            "--author",
+            "A",
+            "--to",
+            "pdf",
+            "--recipe",
+            "fast",
+        )[0]
+        == 0
+    )
+    assert asked == [Path("report"), ["01", "03"], "auto", True, "A", "hide", None, "fast", "pdf"]
 
 
 def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "nnlib", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == nnlib.__version__
+
+
+def test_help_goes_into_a_pipe_that_knows_no_greek():
+    """As pipes on Windows are: the help has λ and ‖ in it."""
+    command = [sys.executable, "-m", "nnlib", "train", "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True)
+    assert done.returncode == 0 and b"--label-smoothing" in done.stdout

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -92,6 +94,10 @@ def page_of(*cells: nbformat.NotebookNode, name: str = "01_page", error: str | N
     return Page(name, new_notebook(cells=list(cells)), 1.0, error)
 
 
+def render(pages: list[Page], facts: dict[str, str], code: str = "fold") -> str:
+    return report.export(report.merge(pages, facts, code))[0]
+
+
 def test_report_end_to_end(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     before = {path: path.read_bytes() for path in course.iterdir()}
     data = nnlib.load_dataset("standin", n_train=20, n_valid=10, n_test=10)
@@ -122,7 +128,7 @@ def test_report_end_to_end(course: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_page_asks_for_nothing_outside_itself():
     cell = new_code_cell("x", outputs=[picture("a dot"), new_output("stream", text="hello")])
-    html = report.render([page_of(new_markdown_cell(INTRODUCTION), cell)], {"Data": "standin"})
+    html = render([page_of(new_markdown_cell(INTRODUCTION), cell)], {"Data": "standin"})
     assert Collector(html).outside == []
     assert not re.search(r"url\((?!data:)|@import|https?://(?!www\.w3\.org/)", html)
     assert "MathJax" not in html and "require" not in html
@@ -130,7 +136,7 @@ def test_page_asks_for_nothing_outside_itself():
 
 @pytest.mark.parametrize(("code", "blocks", "opened"), [("fold", 1, 0), ("show", 1, 1), ("hide", 0, 0)])
 def test_code_can_be_folded_shown_or_hidden(code: str, blocks: int, opened: int):
-    html = report.render([page_of(new_markdown_cell("# T"), new_code_cell("answer = 42"))], {}, code)
+    html = render([page_of(new_markdown_cell("# T"), new_code_cell("answer = 42"))], {}, code)
     assert html.count('<details class="code"') == blocks
     assert len(re.findall(r'<details class="code" open', html)) == opened
     assert ("42" in html) == (code != "hide")
@@ -163,13 +169,66 @@ def test_committed_notebooks_hold_no_mathematics_that_is_not_understood(root: Pa
 def test_latex_output_and_headings_twice():
     latex = new_output("display_data", data={"text/latex": r"$\displaystyle \frac{1}{2}$"})
     headings = [new_markdown_cell("## Same"), new_markdown_cell("## Same")]
-    html = report.render([page_of(*headings, new_code_cell("x", outputs=[latex]))], {})
+    html = render([page_of(*headings, new_code_cell("x", outputs=[latex]))], {})
     ids = Collector(html).ids
     assert "<mfrac>" in html and len(ids) == len(set(ids))
 
 
-def test_error_is_marked_in_contents_and_page():
-    html = report.render([page_of(new_markdown_cell("# T"), error="cell 3: KeyError: <x>")], {})
+def test_pandas_styles_are_left_out():
+    table = "<div>\n<style scoped>\n  .dataframe {}\n</style>\n<table class='dataframe'></table></div>"
+    cell = new_code_cell("t", outputs=[new_output("display_data", data={"text/html": table})])
+    html = render([page_of(cell)], {})
+    assert "scoped" not in html and '<table class="dataframe">' in html  # nbconvert writes its attributes anew
+
+
+def test_title_page_repeats_what_was_measured():
+    printed = new_output("stream", text="loss falls\ntest accuracy 0.5 ± 0.1\nthe test accuracy is fine\n")
+    page = page_of(new_markdown_cell("# T"), new_code_cell("x", outputs=[printed]))
+    html = render([page], {"Author": None, "Data": "standin"})
+    results = html.split('<table class="results">')[1].split("</table>")[0]
+    assert "test accuracy 0.5 ± 0.1" in results and "loss falls" not in results and "is fine" not in results
+    assert "Author" not in html  # nobody is named
+    assert '<table class="results">' not in render([page], {})  # a single notebook has no title page
+
+
+def test_markdown_has_its_pictures_beside_it(tmp_path: Path):
+    cell = new_code_cell("answer = 42", outputs=[picture("a dot")])
+    merged = report.merge([page_of(new_markdown_cell("# T\n\n$x^2$"), cell)], {"Data": "standin"}, "hide")
+    text = report._write(merged, tmp_path, "markdown").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"!\[.*\]\((.+)\)", text)
+    assert (tmp_path / shown).read_bytes().startswith(b"\x89PNG")
+    assert "| Data | standin |" in text and "$x^2$" in text and "**Figure 1.1.** a dot" in text and "42" not in text
+
+
+def test_pdf_without_a_browser_says_what_to_install(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("playwright.sync_api")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "none"))
+    with pytest.raises(report.ReportError, match="install Chromium"):
+        report.build(tmp_path / "out", notebooks_dir=course, to="pdf")
+    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
+    with pytest.raises(report.ReportError, match="pip install playwright"):
+        report.build(tmp_path / "out", notebooks_dir=course, to="pdf")
+    assert not (tmp_path / "out").exists()  # said before anything was run
+
+
+def test_nbconvert_by_hand(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The template is found where a wheel puts it, and a plain nbconvert finds the mathematics set."""
+    template = Path(report.__file__).parent / "templates" / "nnlib"
+    shutil.copytree(template, tmp_path / "nbconvert" / "templates" / "nnlib")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    command = [sys.executable, "-m", "jupyter", "nbconvert", str(course / "01_runs.ipynb"), f"--output-dir={tmp_path}"]
+    subprocess.run([*command, "--to", "html", "--template", "nnlib"], check=True, capture_output=True)
+    html = (tmp_path / "01_runs.html").read_text(encoding="utf-8")
+    found = Collector(html)
+    assert found.outside == [] and "<mfrac>" in html and '<details class="code">' in html
+    assert html.count("<h1") == 2 and "01_runs--Try-it" in found.inside
+    subprocess.run([*command, "--to", "html"], check=True, capture_output=True)  # nbconvert's own, as everybody types
+    assert "Softmax" in (tmp_path / "01_runs.html").read_text(encoding="utf-8")
+
+
+def test_error_is_marked_in_the_table_and_on_the_page():
+    html = render([page_of(new_markdown_cell("# T"), error="cell 3: KeyError: <x>")], {"Data": "standin"})
     assert html.count("failed in cell 3: KeyError: &lt;x&gt;") == 2
 
 
@@ -219,7 +278,8 @@ def test_refresh_leaves_a_notebook_that_fails_as_it_was(course: Path):
 
 def test_injected_parameters_leave_no_trace(course: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NNLIB_FIGURES_DIR", "figures")
-    page = notebooks.execute(course / "01_runs.ipynb", {"dataset": "standin", "quick": True})
+    page = notebooks.execute(course / "01_runs.ipynb", {"dataset": "standin", "quick": True, "recipe": "fast"})
+    assert "recipe" not in str(page.notebook)  # the cell names no such parameter
     assert page.error is None and page.title == "Softmax & friends"
     code = [cell for cell in page.notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [1, 2, 3]
@@ -234,7 +294,7 @@ def test_report_in_a_browser_makes_no_request(tmp_path: Path):
         pytest.skip("no Chromium on this machine")
     target = tmp_path / "index.html"
     cell = new_code_cell("answer = 42", outputs=[picture("a dot")])
-    target.write_text(report.render([page_of(new_markdown_cell(INTRODUCTION), cell)], {}), encoding="utf-8")
+    target.write_text(render([page_of(new_markdown_cell(INTRODUCTION), cell)], {}), encoding="utf-8")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page()
@@ -251,4 +311,6 @@ def test_report_in_a_browser_makes_no_request(tmp_path: Path):
         assert page.locator("math").count() == 2
         assert page.locator("math mtable").bounding_box()["height"] > 40  # two lines, one below the other
         browser.close()
+    printed = report.pdf(target.as_uri())
+    assert printed.startswith(b"%PDF") and printed.count(b"/Type /Page\n") >= 1
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and said == []

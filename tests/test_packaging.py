@@ -1,0 +1,109 @@
+"""What stands around the code: pages that name it, the API reference, exact versions, what a wheel carries."""
+
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+import nnlib
+
+
+def project(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_way_of_a_batch_names_what_exists(root: Path):
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = re.findall(r"`(nnlib\.[\w.]+)`", text)
+    assert len(names) > 20
+    for name in names:
+        pkgutil.resolve_name(name)
+
+
+def test_the_way_of_a_batch_is_the_one_that_a_step_takes(root: Path):
+    """Trace one real step: every function in the table of steps is called, in the order in which it stands there."""
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    steps = text.split("**Every step.**")[1].split("**After every epoch**")[0]
+    rows = [re.search(r"`nnlib\.([\w.]+)`", row) for row in re.findall(r"^\| \d+ \|.*$", steps, re.M)]
+    stated = [row[1].rpartition(".")[2] for row in rows if row]
+    assert len(stated) == 10
+    data = nnlib.load_dataset("standin", n_train=200, n_valid=20, n_test=20)
+    options = {"preprocessing": "whiten", "components": 8, "flip": True, "dropout": 0.1, "momentum": 0.9, "l2": 1e-3}
+    trainer = nnlib.Trainer(nnlib.Hyperparameters(hidden_sizes=(8, 8), **options), data, progress=False)
+    called: list[str] = []
+
+    def watch(frame, event, _):
+        if event == "call" and "nnlib" in frame.f_code.co_filename:
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        trainer.train_step()
+    finally:
+        sys.setprofile(None)
+    stated[stated.index("make_schedule")] = "schedule"  # the function that it returned
+    assert [name for name in dict.fromkeys(called) if name in stated] == stated
+    assert {"product", "add_scaled", "value"} <= set(called)  # the rows without a number, parts of those with one
+
+
+def test_version_is_the_same_everywhere(root: Path):
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == nnlib.__version__ == project(root)["version"]
+    assert citation["license"] == project(root)["license"] and citation["references"][0]["year"] == 2009
+    assert f"## {nnlib.__version__}" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_lock_is_exact_and_fits_the_bounds(root: Path):
+    """Every line is one version of one package, perhaps on some systems only; each dependency has one within bounds."""
+    lines = (root / "requirements-lock.txt").read_text(encoding="utf-8").splitlines()
+    locked = [Requirement(line) for line in lines]
+    assert all(re.fullmatch(r"==[\w.+]+", str(entry.specifier)) and not entry.url for entry in locked)
+    versions: dict[str, list[str]] = {}
+    for entry in locked:
+        versions.setdefault(entry.name, []).append(str(entry.specifier)[2:])
+    for entry in map(Requirement, project(root)["dependencies"] + project(root)["optional-dependencies"]["test"]):
+        assert versions[entry.name] and all(entry.specifier.contains(v) for v in versions[entry.name]), entry
+
+
+def test_docs_are_made_without_a_warning(root: Path, tmp_path: Path):
+    pytest.importorskip("pdoc", reason="pdoc is not installed")
+    modules = [f"nnlib.{path.stem}" for path in (root / "nnlib").glob("*.py") if path.stem[:2] != "__"]
+    command = [sys.executable, "-W", "error", "-m", "pdoc", "--docformat", "google", "-o", tmp_path, "nnlib", *modules]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "Return the logits" in (tmp_path / "nnlib.html").read_text(encoding="utf-8")
+    assert (tmp_path / "nnlib" / "plots.html").exists()
+
+
+def test_speed_beside_peers_is_the_table_above(root: Path):
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    speed = {
+        name: re.search(rf"^\| {name} \| ([\d,]+) \|", readme, re.M)
+        for name in ("nnlib", "PyTorch eager", "scikit-learn")
+    }
+    row = re.search(r"^\| images a second.*$", readme, re.M)
+    assert row and [cell.strip() for cell in row[0].split("|")[2:-1]] == [found[1] for found in speed.values() if found]
+
+
+def test_wheel_carries_what_is_needed(root: Path, tmp_path: Path):
+    """Built without a network, so only where setuptools is: types, recipes, and the template in two places."""
+    pytest.importorskip("setuptools", minversion="77")
+    if not (root / ".git").exists():
+        pytest.skip("this is no git checkout")
+    sources = tmp_path / "sources"  # setuptools leaves a folder in what it builds from
+    subprocess.run(["git", "clone", "--quiet", root, sources], check=True, capture_output=True)
+    code = f"import setuptools.build_meta as b; print(b.build_wheel({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=sources, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"nnlib/py.typed", "nnlib/recipes.toml", "nnlib/__init__.pyi", "nnlib/templates/nnlib/style.css"} <= names
+    template = {name.rpartition("/")[2] for name in names if "share/jupyter/nbconvert/templates/nnlib/" in name}
+    assert template == {path.name for path in (root / "nnlib/templates/nnlib").iterdir()}
+    assert not [name for name in names if name.startswith(("tests", "notebooks", "data/"))]
