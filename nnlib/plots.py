@@ -531,22 +531,21 @@ def gradient_norms(records: Sequence[Mapping[str, float]]) -> Figure:
 def hidden_units(model: MLP, points: Array, labels: Array, title: str = "") -> Figure:
     """How a network with two classes divides the plane of ``points`` (N, 2), and what each hidden unit sees of it.
 
-    A first-layer unit has a line where its z is 0, and a map under a name of the same colour.
+    A first-layer unit has a line where its z is 0, and a map under a number of the same colour; 2.1 is in layer 2.
     """
-    figure, (left, right) = _figure(1, 2, height=4.8, title="Each hidden unit: white is active")
+    figure, (left, right) = _figure(1, 2, height=4.8, title="Layer and number of each hidden unit: white is active")
     n, edge = 60, 1.1 * float(np.abs(points).max())
     x = np.linspace(-edge, edge, n, dtype=model.dtype)
     *hidden, logits = model.activations(np.stack(np.meshgrid(x, x), axis=-1).reshape(-1, 2))
     share, zs = softmax(logits)[:, 1], model.pre_activations[0].T
-    left.imshow(share.reshape(n, n), cmap="BrBG", extent=(-edge, edge) * 2, origin="lower", vmin=-0.5, vmax=1.5)
+    left.imshow(share.reshape(n, n), cmap="BrBG", extent=(-edge, edge) * 2, origin="lower", vmin=-1, vmax=2, zorder=1)
     for values, color in [*zip(zs, PALETTE * 2, strict=False), (share - 0.5, "black")]:
         if values.min() < 0 < values.max():  # otherwise it is nowhere zero, and has no line
             left.contour(x, x, values.reshape(n, n), [0], colors=color, linewidths=1.5 + (color == "black"))
     for k, look in enumerate(("o#8c510a", "s#01665e")):
         left.plot(*points[labels == k].T, look[0], color=look[1:], ms=5, mec="white", mew=0.7)
     left.set(title=title, xlabel="first input", ylabel="second input")
-    left.grid(False)
-    names = [f"\nlayer {i}, {j}" for i, a in enumerate(hidden, 1) for j in range(1, a.shape[1] + 1)]
+    names = [f"\n\n{i}.{j}" for i, a in enumerate(hidden, 1) for j in range(1, a.shape[1] + 1)]
     _draw_images(right, _as_images(np.concatenate(hidden, axis=1).T, (1, n, n))[:, :, ::-1], 4, names)
     for text, color in zip(right.texts[: len(zs)], PALETTE * 2, strict=False):
         text.set(color=color, weight="bold")

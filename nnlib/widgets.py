@@ -294,9 +294,8 @@ def draw(model: MLP) -> Panel:
         painted.update(dict.fromkeys(places, colour.value))
         panel.update()
 
-    for i, button in enumerate(squares):
-        button.on_click(lambda _, i=i: paint([i]))
-    fill.on_click(lambda _: paint(range(64)))
+    for i, button in enumerate([*squares, fill]):
+        button.on_click(lambda _, i=i: paint([i] if i < 64 else range(64)))
     upload.observe(lambda _: painted.clear(), "value")  # before the panel's own look at it
     panel = Panel(predict, 360, upload=upload)
     panel.children[0].children += (colour, fill)
@@ -427,12 +426,10 @@ class Playground(w.VBox):  # type: ignore[misc]
 
     def hyperparameters(self) -> Hyperparameters:
         """The present setting. Raises HyperparameterError for a combination that makes no sense."""
-        values = {name: control.value for name, control in self.controls.items()}
-        values |= {n: float(f"{v:.4g}") for n, v in values.items() if isinstance(v, float)}  # sliders give 0.8900000001
-        values["hidden_sizes"] = [
-            int(s) if s.isdecimal() else s for s in values["hidden_sizes"].replace(",", " ").split()
-        ]
-        return self.base.replace(**values)
+        now = {name: control.value for name, control in self.controls.items()}
+        now |= {n: float(f"{v:.4g}") for n, v in now.items() if isinstance(v, float)}  # sliders give 0.8900000001
+        now["hidden_sizes"] = [int(s) if s.isdecimal() else s for s in now["hidden_sizes"].replace(",", " ").split()]
+        return self.base.replace(**now)
 
     def _tell_code(self, change: Any = None) -> None:
         """Write the present setting as a line of code, which a click selects, or say what is wrong with it."""
