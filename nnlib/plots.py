@@ -533,7 +533,7 @@ def hidden_units(model: MLP, points: Array, labels: Array, title: str = "") -> F
 
     A first-layer unit has a line where its z is 0, and a map under a number of the same colour; 2.1 is in layer 2.
     """
-    figure, (left, right) = _figure(1, 2, height=4.8, title="Layer and number of each hidden unit: white is active")
+    figure, (left, right) = _figure(1, 2, height=4.8, title="Hidden units: white is active")
     n, edge = 60, 1.1 * float(np.abs(points).max())
     x = np.linspace(-edge, edge, n, dtype=model.dtype)
     *hidden, logits = model.activations(np.stack(np.meshgrid(x, x), axis=-1).reshape(-1, 2))
