@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help report test bench lab lint notebooks clean
+.PHONY: help report test browser-test bench lab lint notebooks clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from      (now: $(PYTHON))"
 	@echo "  ARGS=\"--quick\"     more options for report, test and notebooks"
@@ -22,6 +22,10 @@ report: $(READY)  ## execute every notebook and write report/index.html (first r
 
 test: $(READY)  ## run the tests, WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+browser-test: $(READY)  ## open every notebook in JupyterLab in Chromium, fetched where there is none, and use the widgets
+	@command -v chromium || command -v google-chrome || command -v chromium-browser || $(BIN)/playwright install --with-deps chromium
+	$(BIN)/python -m pytest tests/test_browser.py $(ARGS)
 
 bench: $(READY)  ## measure speed against peers, ten minutes: keep the machine quiet (ARGS="speed small": only these)
 	$(BIN)/python benchmarks/bench.py $(ARGS)
