@@ -28,6 +28,7 @@ playground"""
 TOKEN = "of-this-test"
 OTHERS = "Could not restore the debugger state"  # JupyterLab's, where a kernel is restarted soon after its start
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}  # all cells are in the page, seen or not
+SETTINGS["apputils-extension/notification"] = {"fetchNews": "false"}  # nor is anybody asked
 SETTINGS["apputils-extension/themes"] = {"theme": os.environ.get("NNLIB_THEME", "JupyterLab Light")}
 pytestmark = pytest.mark.slow
 
@@ -156,11 +157,9 @@ def test_notebook_runs_and_its_widgets_answer(page, lab, name):
 
 
 def _widget(page, control: str):
-    """The widget that has a control of this description, and its first picture."""
-    box = page.locator(".jp-OutputArea-output > .widget-vbox, .jp-OutputArea-output .widget-vbox").filter(
-        has=page.get_by_text(control, exact=True)
-    )
-    return box.last, box.last.locator("img.widget-image").first
+    """The first widget that has a control of this description, and its first picture."""
+    box = page.locator(".widget-vbox").filter(has=page.get_by_text(control, exact=True)).first
+    return box, box.locator("img.widget-image").first
 
 
 def _changes(picture, action) -> None:
@@ -217,9 +216,11 @@ def _play_in_the_plane(page) -> None:
 
 
 def _move_the_learning_rate(page) -> None:
-    _, picture = _widget(page, "momentum")
-    handle = page.locator(".widget-slider", has_text="learning rate").locator(".noUi-handle").first
+    box, picture = _widget(page, "learning rate")
+    handle = box.locator(".widget-slider", has_text="learning rate").locator(".noUi-handle")
     _changes(picture, lambda: _drag(page, handle, 40))
+    handle.focus()
+    _changes(picture, lambda: page.keyboard.press("ArrowRight"))
     page.picture("learning_rate")
 
 
