@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 TEMPLATES := $(VENV)/share/jupyter/nbconvert/templates# where nbconvert looks; an install with -e leaves nothing there
 
 .DEFAULT_GOAL := help
-.PHONY: help report test bench ablation lab lint docs lock notebooks clean
+.PHONY: help report test browser-test bench ablation lab lint docs lock notebooks clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12  the interpreter that .venv is made from      (now: $(PYTHON))"
 	@echo "  ARGS=\"--quick\"     more options for report, test and notebooks"
@@ -23,6 +23,10 @@ report: $(READY)  ## execute every notebook and write report/index.html (first r
 
 test: $(READY)  ## run the tests, WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+browser-test: $(READY)  ## open every notebook in JupyterLab in Chromium, fetched where there is none, and use the widgets
+	@command -v chromium || command -v google-chrome || command -v chromium-browser || $(BIN)/playwright install --with-deps chromium
+	$(BIN)/python -m pytest tests/test_browser.py $(ARGS)
 
 ablation: $(READY)  ## train from `classic` to `best`, one change at a time: half an hour, on CIFAR-10
 	$(BIN)/python benchmarks/ablation.py $(ARGS)

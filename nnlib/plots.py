@@ -27,7 +27,8 @@ from nnlib.cifar10 import HOME
 from nnlib.datasets import Dataset, Split
 from nnlib.evaluation import Evaluation
 from nnlib.gradcheck import GradientReport
-from nnlib.model import Array
+from nnlib.losses import softmax
+from nnlib.model import MLP, Array
 
 # seaborn's palette "colorblind", written out: importing seaborn for ten colours would take a second
 BLUE, ORANGE, GREEN, RED, GREY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494"
@@ -523,4 +524,37 @@ def learning_rate_test(test: Any) -> Figure:
     ax.plot(test.rates, test.losses)
     ax.axvline(test.suggestion, color=ORANGE, ls="--")
     ax.set_ylim(None, np.quantile(test.losses, 0.9) * 1.2)
+    return figure
+
+
+def gradient_norms(records: Sequence[Mapping[str, float]]) -> Figure:
+    """The length of each layer's gradient by epoch, where ``records`` have it as ``gradient_norm_1`` and so on."""
+    figure, (ax,) = _figure(height=2.4, title="Length of each layer's gradient", xlabel="epoch", ylabel="length")
+    rows = [record for record in records if "gradient_norm_1" in record]
+    names = [name for name in (rows[0] if rows else ()) if name.startswith("gradient_norm")]
+    _lines(ax, {f"layer {n[14:]}": (_column(rows, "epoch"), _column(rows, n)) for n in names}, gap=0.15)
+    return figure
+
+
+def hidden_units(model: MLP, points: Array, labels: Array, title: str = "") -> Figure:
+    """How a network with two classes divides the plane of ``points`` (N, 2), and what each hidden unit sees of it.
+
+    A first-layer unit has a line where its z is 0, and a map under a number of the same colour; 2.1 is in layer 2.
+    """
+    figure, (left, right) = _figure(1, 2, height=4.8, title="Hidden units: white is active")
+    n, edge = 60, 1.1 * float(np.abs(points).max())
+    x = np.linspace(-edge, edge, n, dtype=model.dtype)
+    *hidden, logits = model.activations(np.stack(np.meshgrid(x, x), axis=-1).reshape(-1, 2))
+    share, zs = softmax(logits)[:, 1], model.pre_activations[0].T
+    left.imshow(share.reshape(n, n), cmap="BrBG", extent=(-edge, edge) * 2, origin="lower", vmin=-1, vmax=2, zorder=1)
+    for values, color in [*zip(zs, PALETTE * 2, strict=False), (share - 0.5, "black")]:
+        if values.min() < 0 < values.max():  # otherwise it is nowhere zero, and has no line
+            left.contour(x, x, values.reshape(n, n), [0], colors=color, linewidths=1.5 + (color == "black"))
+    for k, look in enumerate(("o#8c510a", "s#01665e")):
+        left.plot(*points[labels == k].T, look[0], color=look[1:], ms=5, mec="white", mew=0.7)
+    left.set(title=title, xlabel="first input", ylabel="second input")
+    names = [f"\n\n{i}.{j}" for i, a in enumerate(hidden, 1) for j in range(1, a.shape[1] + 1)]
+    _draw_images(right, _as_images(np.concatenate(hidden, axis=1).T, (1, n, n))[:, :, ::-1], 4, names)
+    for text, color in zip(right.texts[: len(zs)], PALETTE * 2, strict=False):
+        text.set(color=color, weight="bold")
     return figure

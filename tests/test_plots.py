@@ -77,6 +77,8 @@ def report():
 
 MODEL = make_model()
 SOME = np.full((4, 3), 1 / 3)
+PLANE = nnlib.MLP((2, 4, 3, 2), "tanh")
+POINTS = np.array([[0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]], np.float32)
 FIGURES = {
     "image_grid": lambda: plots.image_grid(make_split().images, list("abcdefghijkl")),
     "samples_by_class": lambda: plots.samples_by_class(make_split(), CLASSES, n=6),  # more than there are
@@ -104,6 +106,8 @@ FIGURES = {
     ),
     "calibration": lambda: plots.calibration(np.array([0.1, 0.5, 1.0, 1.0]), np.array([0, 1, 1, 0])),
     "diagnostics": lambda: plots.diagnostics(make_diagnostics()),
+    "gradient_norms": lambda: plots.gradient_norms(make_diagnostics()[1:]),
+    "hidden_units": lambda: plots.hidden_units(PLANE, POINTS[:, :2], POINTS[:, 2], "A plane"),
     "learning_rate_test": lambda: plots.learning_rate_test(make_range_test()),
     "search_heatmap": lambda: plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes"),
     "search_parallel": lambda: plots.search_parallel(make_table(), ["learning_rate", "hidden_sizes"]),
@@ -320,3 +324,16 @@ def test_the_range_test_marks_its_suggestion():
     ax = plots.learning_rate_test(make_range_test()).axes[0]
     assert ax.get_xscale() == "log" and ax.lines[1].get_xdata()[0] == pytest.approx(0.001)
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [2, 1, 1.5, 4])
+
+
+def test_a_hidden_unit_has_a_line_where_its_z_is_zero_and_a_map_of_its_values():
+    model = nnlib.MLP((2, 2, 2), "tanh")
+    model.parameters["W1"][:] = [[1, 0], [0, 1]]
+    model.parameters["b1"][:] = [-0.5, 9]  # z of unit 2 is nowhere 0
+    left, right = plots.hidden_units(model, POINTS[:, :2], POINTS[:, 2]).axes
+    first, boundary = [c.get_paths()[0].vertices for c in left.collections]  # no line for unit 2
+    np.testing.assert_allclose(first[:, 0], 0.5, atol=1e-5)
+    assert len(boundary) > 2 and [text.get_text().strip() for text in right.texts] == ["1.1", "1.2"]
+    sheet = right.images[0].get_array()
+    rows, columns = sheet.shape[0], sheet.shape[1] // 4
+    assert sheet[rows // 2, 2, 0] < 0.5 < sheet[rows // 2, columns - 3, 0]  # unit 1 rises from left to right

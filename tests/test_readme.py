@@ -34,9 +34,9 @@ def test_python_blocks_run(readme, tmp_path, monkeypatch):
 
 
 def test_make_commands_exist(readme, root):
-    targets = set(re.findall(r"^(\w+):", (root / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M))
     code = "\n".join([*_blocks(readme, ""), *re.findall(r"`([^`\n]+)`", readme)])  # prose makes other things
-    named = set(re.findall(r"\bmake (\w+)", code))
+    named = set(re.findall(r"\bmake ([\w-]+)", code))
     assert {"report", "test", "lab", "help"} <= named <= targets
 
 

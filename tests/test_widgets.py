@@ -1,5 +1,8 @@
 """Widgets without a browser: values and buttons are set as a browser would set them, and the picture must follow."""
 
+import datetime
+import io
+import re
 import subprocess
 import sys
 import threading
@@ -9,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 import nnlib
 from nnlib import plots, widgets
@@ -149,6 +153,116 @@ def test_weight_browser(model):
     assert not panel.message.value
 
 
+def test_weight_browser_shows_each_epoch_of_its_films(model):
+    films = {e: {n: p + e for n, p in model.initial_parameters().items()} for e in (0, 2, 5)}
+    panel = widgets.weight_browser(model, films)
+    epoch = panel.controls["epoch"]
+    assert epoch.options == (0, 2, 5) and epoch.value == 5 and epoch.layout.display is None
+    assert change(panel, epoch=2)
+    names = ("W1", "b1")
+    expected = [{n: films[e][n] for n in names} for e in (0, 2)]
+    assert panel.picture.value == plots.png(plots.weight_histograms(*expected))
+    assert change(panel, kind="images, trained")
+    assert change(panel, kind="images, initial")
+    assert not change(panel, epoch=5) and not panel.message.value  # the first weights are the same in each epoch
+    assert widgets.weight_browser(model).controls["epoch"].layout.display == "none"  # nothing to choose
+
+
+def test_learning_rate_explorer_shows_divergence(data):
+    panel = widgets.learning_rate_explorer(data)
+    assert "the loss goes from" in title(panel)
+    before, after = map(float, re.findall(r"from (\S+) to (\S+)", title(panel))[0])
+    assert abs(before - np.log(10)) < 0.2 and after < before - 0.1
+    assert change(panel, learning_rate=10)
+    assert "stops being a number" in title(panel) and not panel.message.value
+    change(panel, learning_rate=0.0001, momentum=0.5)
+    before, after = map(float, re.findall(r"At 0.0001 and 0.5 the loss goes from (\S+) to (\S+)", title(panel))[0])
+    assert abs(before - after) < 0.1
+
+
+def title(panel):
+    """The first title in the picture that the present values make; pictures cannot be read, but drawn again."""
+    return panel.draw(**{name: control.value for name, control in panel.controls.items()}).axes[0].get_title()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "first", "second", "least"), [("rings", 6, 0, 95), ("XOR", 4, 4, 95), ("moons", 6, 0, 95)]
+)
+def test_decision_boundary_learns(pattern, first, second, least):
+    panel = widgets.decision_boundary()
+    change(panel, points=pattern, first=first, second=second)
+    assert not panel.message.value
+    assert int(re.findall(r"Step 1000: (\d+)%", title(panel))[0]) >= least
+    figure = panel.draw(pattern, 1000, first=first, second=second, activation="tanh", learning_rate=0.1)
+    assert len(figure.axes[1].texts) == first + second  # every hidden unit has its map
+    assert change(panel, step=0)
+    assert int(re.findall(r"Step 0: (\d+)%", title(panel))[0]) < 90
+
+
+def test_decision_boundary_tells_of_divergence():
+    panel = widgets.decision_boundary()
+    change(panel, first=12, second=8, activation="identity")
+    assert not change(panel, learning_rate=10)
+    assert "The likely cause is the learning rate" in panel.message.value
+    assert change(panel, activation="tanh", learning_rate=0.1) and not panel.message.value
+
+
+def picture_file(kind: str, size=(50, 40), colour=(10, 200, 30)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGBA" if kind == "PNG" else "RGB", size, colour).save(out, kind)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF"])
+def test_read_image_takes_the_square_in_the_middle_and_means_of_blocks(kind):
+    assert (widgets.read_image(picture_file(kind)) == np.reshape([10, 200, 30], (3, 1, 1))).all()
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, :16] = 255  # beside the square in the middle
+    pixels[:2, 16:18] = [[[100], [0]], [[100], [0]]]  # a block with the mean 50
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    image = widgets.read_image(out.getvalue())
+    assert image.shape == (3, 32, 32) and image.dtype == np.uint8
+    assert image[0, 0, 0] == 50 and image[:, 1:].max() == 0
+
+
+def test_read_image_puts_what_is_transparent_on_white():
+    out = io.BytesIO()
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(out, "PNG")
+    assert (widgets.read_image(out.getvalue()) == 255).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", picture_file("PNG")[:60]])
+def test_a_file_that_is_no_image_is_told_in_words(model, content):
+    with pytest.raises(nnlib.DataError, match=r"cat.txt: this is no image that can be read; take a PNG"):
+        widgets.read_image(content, "cat.txt")
+    panel = widgets.draw(model)
+    assert not change(panel, upload=({"name": "cat.txt", "content": memoryview(content), **ABOUT},))
+    assert "cat.txt: this is no image" in panel.message.value
+
+
+ABOUT = {"type": "", "size": 0, "last_modified": datetime.datetime.now(datetime.UTC)}
+
+
+def test_draw_shows_what_the_network_makes_of_squares_and_files(model):
+    panel = widgets.draw(model)
+    first, (row, grid, *_) = panel.picture.value, panel.children
+    assert not panel.message.value
+    colour, fill = row.children[1:]
+    colour.value = "#ff0000"
+    grid.children[9].click()
+    assert grid.children[9].style.button_color == "#ff0000" and panel.picture.value != first
+    fill.click()
+    image = np.zeros((1, 3, 32, 32), np.uint8)
+    image[:, 0] = 255
+    expected = plots.prediction(image[0], model.predict_proba(image)[0], model.classes, int(model.predict(image)[0]))
+    expected.axes[0].set_title("What the network sees")
+    assert panel.picture.value == plots.png(expected)
+    content = picture_file("PNG", colour=(255, 0, 0))
+    change(panel, upload=({"name": "red.png", "content": memoryview(content), **ABOUT},))
+    assert panel.picture.value == plots.png(expected) and grid.children[9].style.button_color is None
+
+
 def test_an_error_stands_in_the_panel_and_the_picture_stays():
     def draw(n):
         if n:
@@ -264,9 +378,11 @@ def test_only_one_playground_trains(playground, data):
     other = widgets.training_playground(data, playground.base)
     playground.controls["epochs"].value = 10_000
     playground.start()
+    until(lambda: "steps" in playground.status.value)
     other.start()
-    assert other.thread is None
-    assert "Another playground is training" in other.message.value
+    other.thread.join(20)
+    assert "Another widget is training" in other.message.value and not other.runs
+    assert "Another widget is training" in widgets.decision_boundary().message.value
     playground.stop()
     playground.thread.join(20)
     other.start()
@@ -308,6 +424,26 @@ def test_closing_the_last_view_stops(playground):
     playground._view_count = 1
     assert not playground.stopping.is_set()
     playground._view_count = 0
+    playground.thread.join(20)
+    assert not playground.thread.is_alive()
+
+
+def test_playground_shows_gradients_as_it_trains(playground):
+    empty = playground.gradients.value
+    playground.start()
+    playground.thread.join(30)
+    assert playground.gradients.value != empty
+    (records,) = playground.runs
+    rows = [record for record in records if "gradient_norm_1" in record]
+    assert len(rows) >= 2 and rows[0]["epoch"] == 0 and rows[-1]["epoch"] == 2  # from before the first step to the end
+    assert all(record["gradient_norm_2"] > 0 for record in rows)
+    assert playground.gradients.value == plots.png(plots.gradient_norms(records))
+
+
+def test_closing_the_widget_stops(playground):
+    playground.controls["epochs"].value = 10_000
+    playground.start()
+    playground.close()
     playground.thread.join(20)
     assert not playground.thread.is_alive()
 
