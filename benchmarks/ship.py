@@ -1,10 +1,10 @@
-"""Ship a trained network: ``python benchmarks/ship.py NAME RUN_DIR [RUN_DIR ...] [--weights]``.
+"""Ship a trained network: ``python benchmarks/ship.py NAME RUN_DIR [--weights]``.
 
 Puts the logs of the run into data/runs/NAME, and into results.json there how good its best weights are. With
-``--weights`` these weights, rounded to float16, go into data/models/NAME.npz, and a model card beside them. Several
-runs are joined to one wide network (``nnlib.join``); their logs go to data/runs/NAME/1, 2, ... The test set is looked
-at here, once, after everything has been chosen. ``--official`` names a file with the first test images in their
-official pixels (images, labels), for data whose pixels are others.
+``--weights`` these weights, rounded to float16, go into data/models/NAME.npz, and a model card beside them.
+``--before`` names runs whose networks it began with, side by side: their logs go to data/runs/NAME/before_1,
+before_2. The test set is looked at here, once, after everything has been chosen. ``--official`` names a file with the
+first test images in their official pixels (images, labels), for data whose pixels are others.
 """
 
 import argparse
@@ -97,22 +97,26 @@ def metrics(model: nnlib.MLP, data: nnlib.Dataset, official: Path | None) -> dic
     return rows | {"test, averaged with the mirror image": (float(right.mean()), float(-np.log(of_label).mean()))}
 
 
-def card(name: str, path: Path, exact: nnlib.MLP, runs: list[nnlib.TrainingRun], data: nnlib.Dataset, rows: Any) -> str:
+def card(
+    path: Path, run: nnlib.TrainingRun, before: list[nnlib.TrainingRun], data: nnlib.Dataset, rows: Any, note: str
+) -> str:
     """Return the model card, in Markdown."""
-    model, hp, plain = nnlib.load_model(path), runs[0].hyperparameters, Hyperparameters().to_dict()
+    model, hp, plain, name = nnlib.load_model(path), run.hyperparameters, Hyperparameters().to_dict(), path.stem
     test = nnlib.evaluate(model, data.test)
     probabilities = model.predict_proba(data.test.images)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == data.test.labels
     precision = test.confusion.diagonal() / test.confusion.sum(axis=0)
     classes = zip(data.classes, test.per_class.values(), precision, strict=True)
-    environment = pd.read_json(runs[0].run_dir / "environment.json", typ="series")
+    environment = pd.read_json(run.run_dir / "environment.json", typ="series")
     how = f"`nnlib train --recipe {name} --run-dir runs/{name}`, seed {hp.seed}."
-    if len(runs) > 1:
-        how = f"{len(runs)} networks were trained apart, each by the values below:\n\n"
-        how += "| seed | epochs | validation accuracy |\n| --- | --- | --- |\n"
-        for run in runs:
-            how += f"| {run.hyperparameters.seed} | {len(run.history)} | {run.best['valid_accuracy']:.4f} |\n"
-        how += "\n`nnlib.join` then set them side by side: W2 is block-diagonal, the logits are the mean of theirs."
+    if before:
+        how = f"`nnlib train --recipe {name} --init FIRST/best.npz SECOND/best.npz --run-dir runs/{name}`, seed {hp.seed}: it\n"
+        how += "begins with networks that were trained before, side by side (`nnlib.join`).\n\n"
+        how += "| trained before | seed | epochs | validation accuracy |\n| --- | --- | --- | --- |\n"
+        for i, each in enumerate(before, 1):
+            seed, n = each.hyperparameters.seed, len(each.history)
+            how += f"| `best`, number {i} | {seed} | {n} | {each.best['valid_accuracy']:.4f} |\n"
+    how += f"\n{note}" if note else ""
     changed = {k: v for k, v in hp.to_dict().items() if v != plain[k] and k not in ("seed", "epochs")}
     return CARD.format(
         name=name,
@@ -127,14 +131,14 @@ def card(name: str, path: Path, exact: nnlib.MLP, runs: list[nnlib.TrainingRun],
         recipe="\n".join(
             ["| hyperparameter | value |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in changed.items())]
         ),
-        minutes=sum(run.seconds for run in runs) / 60,
-        epochs=" + ".join(str(len(run.history)) for run in runs),
+        minutes=sum(each.seconds for each in (*before, run)) / 60,
+        epochs=" + ".join(str(len(each.history)) for each in (*before, run)),
         cpu=environment["cpu"],
         threads=min(blas["num_threads"] for blas in environment["blas"]),
         megabytes=path.stat().st_size / 1e6,
         parameters=sum(p.size for p in model.parameters.values()),
         metrics="\n".join(f"| {what} | {accuracy:.4f} | {loss:.4f} |" for what, (accuracy, loss) in rows.items()),
-        exact=nnlib.evaluate(exact, data.valid).accuracy,
+        exact=run.best["valid_accuracy"],
         rounded=rows["validation"][0],
         classes="\n".join(f"| {k} | {recall:.3f} | {p:.3f} |" for k, recall, p in classes),
         confidence=confidence.mean(),
@@ -147,26 +151,26 @@ def main() -> None:
     """Copy logs, write weights and card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--before", nargs="*", type=Path, default=())
+    parser.add_argument("--note", default="", help="a sentence more in the card, about how it was trained")
     parser.add_argument("--weights", action="store_true", help="the weights and a model card, too")
     parser.add_argument("--official", type=Path)
     options = parser.parse_args()
     data = nnlib.load_dataset("cifar10", download=False)
-    runs = [nnlib.load_run(path) for path in options.runs]
-    logs = ROOT / "data" / "runs" / options.name
-    for number, run in enumerate(runs, 1):
-        folder = logs / str(number) if len(runs) > 1 else logs
+    logs, path = ROOT / "data" / "runs" / options.name, ROOT / "data" / "models" / f"{options.name}.npz"
+    run, before = nnlib.load_run(options.run_dir), [nnlib.load_run(each) for each in options.before]
+    for folder, each in ((logs, run), *((logs / f"before_{i}", each) for i, each in enumerate(before, 1))):
         folder.mkdir(parents=True, exist_ok=True)
         for log in LOGS:
-            shutil.copy(run.run_dir / log, folder)
-    exact = model = nnlib.join([run.model for run in runs]) if len(runs) > 1 else runs[0].model
-    path = ROOT / "data" / "models" / f"{options.name}.npz"
+            shutil.copy(each.run_dir / log, folder)
+    model = run.model
     if options.weights:
-        model = nnlib.load_model(nnlib.save_model(exact, path, storage="float16"))
+        model = nnlib.load_model(nnlib.save_model(run.model, path, storage="float16"))
     rows = metrics(model, data, options.official)
     (logs / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.weights:
-        text = card(options.name, path, exact, runs, data, rows)
+        text = card(path, run, before, data, rows, options.note)
         path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(options.name, rows)
 

@@ -135,6 +135,7 @@ def train(
     run_dir: Path | None = None,
     resume: bool = True,
     quiet: Flag = False,
+    init: tuple[Path, ...] = (),
     threads: int | None = None,
     dry_run: DryRun = False,
     source: DataOptions = CIFAR10_OR_STANDIN,
@@ -146,13 +147,16 @@ def train(
         run_dir: Folder of the run [default: runs/ and the time].
         resume: Go on with the run that RUN_DIR holds.
         quiet: Show no progress.
+        init: Begin with the weights of a saved model, or of several, side by side in a wide one.
         threads: BLAS threads at work [default: as many as the products can use; beside busy programs, 1 is faster].
     """
     hp, data = hyperparameters(recipe, config, options), _load(source)
     if dry_run:
         return _estimate(hp, data, threads=threads)
     folder = run_dir or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
-    run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, threads=threads)
+    first = [nnlib.load_model(path) for path in init]
+    begin = nnlib.join(first) if len(first) > 1 else first[0] if first else None
+    run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads)
     return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz"}
 
 
