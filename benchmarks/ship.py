@@ -110,8 +110,8 @@ def card(
     environment = pd.read_json(run.run_dir / "environment.json", typ="series")
     how = f"`nnlib train --recipe {name} --run-dir runs/{name}`, seed {hp.seed}."
     if before:
-        how = f"`nnlib train --recipe {name} --init FIRST/best.npz SECOND/best.npz --run-dir runs/{name}`, seed {hp.seed}:"
-        how += "\nit begins with networks that were trained before, side by side (`nnlib.join`).\n\n"
+        how = f"`nnlib train --recipe {name} --init FIRST/best.npz SECOND/best.npz --run-dir runs/{name}`,"
+        how += f"\nseed {hp.seed}; it begins with networks that were trained before, side by side (`nnlib.join`).\n\n"
         how += "| trained before | seed | epochs | validation accuracy |\n| --- | --- | --- | --- |\n"
         for i, each in enumerate(before, 1):
             seed, n = each.hyperparameters.seed, len(each.history)

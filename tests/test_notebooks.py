@@ -8,7 +8,6 @@ import pytest
 from nnlib.notebooks import execute, find_notebooks
 
 NOTEBOOKS = [path.stem for path in find_notebooks()]
-BEING_WRITTEN = {"05_testing", "06_weight_visualization"}
 
 
 def _run(name: str, dataset: str, folder) -> str:
@@ -33,7 +32,7 @@ def test_runs_on_the_real_images(name, tmp_path, real_images, monkeypatch):
     assert "stand-in" not in text.lower()
 
 
-@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in BEING_WRITTEN])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_reads_as_a_chapter(name):
     cells = nbformat.read(find_notebooks(chosen=[name])[0], as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
@@ -47,7 +46,7 @@ def test_reads_as_a_chapter(name):
     assert outputs and all(output.metadata["image/png"]["alt"] for output in outputs)
 
 
-@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in BEING_WRITTEN])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_static_figure_stands_below_each_widget(name):
     code = [c for c in nbformat.read(find_notebooks(chosen=[name])[0], as_version=4).cells if c.cell_type == "code"]
     shown = re.compile(r"^widgets\.|^(playground|explorer)$", re.M)  # as a line of its own
