@@ -9,21 +9,18 @@ Writes data/benchmarks/ablation.json and figures/benchmark_ablation.png; a run t
 
 import argparse
 import json
-import statistics
-import timeit
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pictures
+from contestants import epoch_seconds
 from matplotlib.figure import Figure
 
 import nnlib
 import nnlib.training
 from nnlib import plots
-from nnlib.products import blas_threads
 from nnlib.rundir import RunDirectory, machine
-from nnlib.training import useful_threads
 
 ROOT = Path(__file__).parents[1]
 CHANGES: dict[str, dict[str, Any]] = {
@@ -62,14 +59,6 @@ def row(name: str, history: nnlib.training.History) -> dict[str, Any]:
     best = history.best("valid_accuracy")["valid_accuracy"]
     train = history[-1]["train_accuracy"]
     return {"change": name, "epochs": len(history), "valid_accuracy": best, "train_accuracy": train}
-
-
-def epoch_seconds(hp: nnlib.Hyperparameters, data: nnlib.Dataset) -> float:
-    """Return the time of an epoch's steps, from the median of forty: the runs may have had other work beside them."""
-    trainer = nnlib.Trainer(hp, data, progress=False)
-    with blas_threads(useful_threads(trainer.model, hp.batch_size)):
-        steps = timeit.repeat(trainer.train_step, number=1, repeat=40)
-    return statistics.median(steps) * trainer.steps_per_epoch
 
 
 def picture(rows: list[dict[str, Any]]) -> Figure:

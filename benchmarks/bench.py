@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pictures
-from contestants import CONTESTANTS, Work, measure
+from contestants import CONTESTANTS, Work, epoch_seconds, measure
 from tqdm.auto import tqdm
 
 import nnlib
@@ -267,6 +267,16 @@ def threads(arena: Arena, quick: bool) -> dict[str, Any]:
     return {"table": records(table)}
 
 
+def recipes(arena: Arena, quick: bool) -> dict[str, Any]:
+    """Seconds of an epoch of each recipe, with as many threads as its trainer chooses."""
+    data = nnlib.load_dataset("auto", download=False)
+    chosen = list(nnlib.RECIPES.items())[: 2 if quick else None]
+    seconds = {name: epoch_seconds(hp, data) for name, hp in chosen}
+    table = pd.DataFrame({"recipe": seconds.keys(), "seconds_per_epoch": seconds.values()})
+    say(f"recipes: an epoch's steps on {data.source} (medians of 40 steps)", table.round(2))
+    return {"data": data.source, "rows": records(table)}
+
+
 def imports(arena: Arena, quick: bool) -> dict[str, Any]:
     """Seconds to import, less those of starting Python: nnlib alone, and with its trainer loaded."""
     codes = {"python": "pass", "numpy": "import numpy", "nnlib": "import nnlib"}
@@ -285,7 +295,7 @@ def imports(arena: Arena, quick: bool) -> dict[str, Any]:
     return result
 
 
-PARTS = {f.__name__: f for f in (speed, memory, accuracy, scaling, small, threads, imports)}
+PARTS = {f.__name__: f for f in (speed, memory, accuracy, scaling, small, threads, imports, recipes)}
 
 
 # ---- output ----------------------------------------------------------------------------------------------------------

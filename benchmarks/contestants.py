@@ -5,7 +5,9 @@ it turns into standardised float32 inputs batch by batch. It lives in a process 
 thread pools meet; ``measure`` runs there.
 """
 
+import statistics
 import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +17,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import nnlib
-from nnlib.products import product
+from nnlib.products import blas_threads, product
+from nnlib.training import useful_threads
 
 LEARNING_RATE, MOMENTUM, L2 = 0.001, 0.9, 1e-3
 MEAN, SCALE = 121.0, 64.0  # about CIFAR-10's; the exact ones change no timing
@@ -49,6 +52,14 @@ def batches(n: int, batch_size: int, steps: int) -> list[Any]:
     epochs = -(-steps * batch_size // (n - n % batch_size))
     order = [np.random.default_rng(epoch).permutation(n)[: n - n % batch_size] for epoch in range(epochs)]
     return list(np.concatenate(order).reshape(-1, batch_size)[:steps])
+
+
+def epoch_seconds(hp: nnlib.Hyperparameters, data: nnlib.Dataset) -> float:
+    """Return the time of an epoch's steps, from the median of forty."""
+    trainer = nnlib.Trainer(hp, data, progress=False)
+    with blas_threads(useful_threads(trainer.model, hp.batch_size)):
+        steps = timeit.repeat(trainer.train_step, number=1, repeat=40)
+    return statistics.median(steps) * trainer.steps_per_epoch
 
 
 class Nnlib:
