@@ -187,7 +187,7 @@ def visualize(model: Model, /, *, output: Path = Path("figures")) -> Record:
     figures = {"weight_histograms": plots.weight_histograms(before, after)}
     figures["weight_heatmaps"] = plots.weight_heatmaps(before, after)
     for name, parameters in {"initial": before, "trained": after}.items():
-        filters = loaded.preprocessing.filters(parameters["W1"]) if loaded.preprocessing else parameters["W1"].T
+        filters = plots.filters_of(loaded, parameters["W1"])
         if filters.shape[1] == 3 * 32 * 32:  # a network for other data than CIFAR-10's shape has no such images
             figures[f"first_layer_{name}"] = plots.first_layer_images(filters)
     output.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 import nnlib
-from nnlib import plots
+from nnlib import plots, search_plots
 from nnlib.gradcheck import GradientReport, ParameterCheck
 from nnlib.results import SearchResults, Trial
 from nnlib.training import RangeTest
@@ -134,8 +134,9 @@ def test_figure_is_the_same_each_time(name):
 
 
 def test_every_public_function_is_drawn_here():
-    helpers = {"png", "show", "style", "history_filters"}
-    public = {n for n, f in vars(plots).items() if getattr(f, "__module__", "") == plots.__name__ and n[0] != "_"}
+    helpers = {"history_filters", "filters_of"}
+    modules = (plots.__name__, search_plots.__name__)
+    public = {n for n, f in vars(plots).items() if getattr(f, "__module__", "") in modules and n[0] != "_"}
     assert public - helpers == set(FIGURES) - helpers
 
 
