@@ -264,8 +264,7 @@ def report(
     recipe: Recipe = None,
     quick: Flag = False,
     author: str | None = None,
-    hide_code: Flag = False,
-    show_code: Flag = False,
+    show_code: Annotated[bool | None, Parameter(negative="--hide-code")] = None,
     notebooks_dir: Path | None = None,
     in_place: Flag = False,
 ) -> Record:
@@ -278,8 +277,7 @@ def report(
         data: auto: CIFAR-10, or the stand-in where it cannot be had.
         quick: Short runs, and their numbers.
         author: A name for the title page.
-        hide_code: Leave the code out.
-        show_code: Unfold the code.
+        show_code: Unfold the code, or leave it out.
         notebooks_dir: Where the notebooks are.
         in_place: Write no page but the notebooks' own outputs.
     """
@@ -290,7 +288,7 @@ def report(
     if in_place:
         refresh(chosen, notebooks_dir)
         return {}
-    code = "hide" if hide_code else "show" if show_code else "fold"
+    code = {None: "fold", True: "show", False: "hide"}[show_code]
     return {"report": build(output, chosen, data, quick, author, code, notebooks_dir, recipe, to)}
 
 

@@ -1,15 +1,17 @@
-"""What all widgets are made of: controls for hyperparameters, pictures, errors in words, and one training at a time."""
+"""What widgets are made of: a panel of controls and a picture, errors in words, and one training at a time."""
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields
 from html import escape
 from typing import Any
 
 import ipywidgets as w  # type: ignore[import-untyped]
+from matplotlib.figure import Figure
 
 from nnlib.activations import ACTIVATIONS
-from nnlib.drawing import RED
+from nnlib.drawing import RED, png
 from nnlib.errors import NNLibError
 from nnlib.hyperparameters import Hyperparameters
 
@@ -41,6 +43,29 @@ def picture(height: int) -> Any:
 def row(controls: Any) -> Any:
     """Return ``controls`` side by side, in more lines where the page is narrow."""
     return w.HBox([*controls], layout={"flex_flow": "row wrap"})
+
+
+class Panel(w.VBox):  # type: ignore[misc]
+    """``controls`` by name, and below them the picture that ``draw(**values)`` makes; an error is told in words.
+
+    Widgets that are ``between`` the two have no value that ``draw`` needs.
+    """
+
+    def __init__(self, draw: Callable[..., Figure], height: int, *between: Any, **controls: Any) -> None:
+        self.draw, self.controls = draw, controls
+        self.message, self.picture = w.HTML(layout={"min_height": "32px"}), picture(height)
+        super().__init__([row(controls.values()), *between, self.message, self.picture])
+        for control in controls.values():
+            control.observe(self.update, "value")
+        self.update()
+
+    def update(self, change: Any = None) -> None:
+        """Draw again with the present values."""
+        try:
+            self.picture.value = png(self.draw(**{name: c.value for name, c in self.controls.items()}))
+            self.message.value = ""
+        except Exception as error:
+            self.message.value = in_words(error)
 
 
 def control_for(name: str, value: Any) -> Any:

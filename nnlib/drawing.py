@@ -32,7 +32,6 @@ LOOK: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": 
 LOOK |= {"axes.prop_cycle": cycler(color=PALETTE), "font.size": 10.5, "axes.titlesize": 12, "grid.color": "0.9"}
 LOOK |= {"svg.hashsalt": "nnlib"}  # names inside an SVG come from this, not from chance
 UNITS = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (share of images)"}
-Names = Sequence[str]
 _one_at_a_time = threading.RLock()  # Matplotlib's settings are global, and it promises nothing about threads
 
 

@@ -14,7 +14,7 @@ from IPython import display
 
 from nnlib import plots
 from nnlib.callbacks import Callback, Diagnostics, in_notebook
-from nnlib.controls import FIELDS, alone, control_for, in_words, picture, row
+from nnlib.controls import FIELDS, Panel, alone, control_for, in_words, picture, row
 from nnlib.datasets import Dataset
 from nnlib.errors import HyperparameterError
 from nnlib.hyperparameters import Hyperparameters
@@ -94,32 +94,29 @@ class _Live(LivePlot):
         self.view.status.value = ", ".join(filter(None, [done, trainer.stopped]))
 
 
-class Playground(w.VBox):  # type: ignore[misc]
+class Playground(Panel):
     """Hyperparameters to set, buttons to start, pause, stop and reset, and the training as it goes."""
 
     def __init__(self, data: Dataset, hp: Hyperparameters | None = None) -> None:
         self.data = data
         self.base = hp or Hyperparameters.recipe("quick", hidden_sizes=(128, 64), epochs=5, warmup_steps=20)
-        self.controls = {name: control_for(name, getattr(self.base, name)) for name in PLAYED}
-        self.defaults = {name: control.value for name, control in self.controls.items()}
         self.buttons = {name: w.Button(description=name) for name in ("Start", "Stop", "Reset")}
         self.pause = w.ToggleButton(description="Pause")
-        self.code, self.status, self.picture, self.gradients = w.HTML(), w.Label(), picture(340), picture(220)
-        self.message = w.HTML(layout={"min_height": "32px"})  # so that the picture does not jump
+        self.code, self.status, self.gradients = w.HTML(), w.Label(), picture(220)
         self.going, self.stopping = threading.Event(), threading.Event()
         self.thread: threading.Thread | None = None
         self.runs: list[list[dict[str, float]]] = []
-        top = [row(self.controls.values()), self.code, row([*self.buttons.values(), self.pause])]
-        super().__init__([*top, self.status, self.message, self.picture, self.gradients])
-        for control in self.controls.values():
-            control.observe(self._tell_code, "value")
+        between = (self.code, row([*self.buttons.values(), self.pause]), self.status)
+        controls = {name: control_for(name, getattr(self.base, name)) for name in PLAYED}
+        super().__init__(plots.history, 340, *between, **controls)
+        self.children += (self.gradients,)
+        self.defaults = {name: control.value for name, control in controls.items()}
         for button, action in zip(self.buttons.values(), (self.start, self.stop, self.reset), strict=True):
             button.on_click(action)
         self.pause.observe(self._pause, "value")
         self._view_count = 0  # from now on the browser keeps it: 0 again means that the last view was closed
         self.observe(lambda change: None if change.new else self.stop(), ["_view_count", "comm"])  # comm: close()
         self.show([])
-        self._tell_code()
 
     def hyperparameters(self) -> Hyperparameters:
         """The present setting. Raises HyperparameterError for a combination that makes no sense."""
@@ -128,7 +125,7 @@ class Playground(w.VBox):  # type: ignore[misc]
         now["hidden_sizes"] = [int(s) if s.isdecimal() else s for s in now["hidden_sizes"].replace(",", " ").split()]
         return self.base.replace(**now)
 
-    def _tell_code(self, change: Any = None) -> None:
+    def update(self, change: Any = None) -> None:
         """Write the present setting as a line of code, which a click selects, or say what is wrong with it."""
         try:
             hp = self.hyperparameters()
@@ -142,7 +139,7 @@ class Playground(w.VBox):  # type: ignore[misc]
 
     def show(self, records: Any, filters: Array | None = None, shape: Any = ()) -> None:
         """Draw a run in the making before the earlier ones."""
-        self.picture.value = plots.png(plots.history(records, tuple(self.runs[-5:]), filters, shape))
+        self.picture.value = plots.png(self.draw(records, self.runs[-5:], filters, shape))
         self.gradients.value = plots.png(plots.gradient_norms(records))
 
     def start(self, button: Any = None) -> None:

@@ -86,16 +86,15 @@ def _column(run: Any, name: str) -> Array:
     return np.array([record.get(name, math.nan) for record in getattr(run, "history", run)], float)
 
 
-def history(run: Any, other: Any = None, filters: Array | None = None, shape: Sequence[int] = SQUARE) -> Figure:
-    """Loss and accuracy of a run or history by epoch, the best one marked; ``other`` (one or several) drawn faintly.
+def history(run: Any, others: Any = (), filters: Array | None = None, shape: Sequence[int] = SQUARE) -> Figure:
+    """Loss and accuracy of a run or history by epoch, the best one marked; ``others`` are drawn faintly.
 
     With ``filters`` (H, D) the weights of the first 36 units stand beside the curves, as images of ``shape``.
     """
     figure, axes = subplots(1, 2 if filters is None else 3, xlabel="epoch")
-    others = other if isinstance(other, tuple) else (other,) if other else ()
     for ax, what in zip(axes, UNITS, strict=False):
-        for faint in others:
-            _draw_curves(ax, faint, what, alpha=0.3, label="_")
+        for other in others:
+            _draw_curves(ax, other, what, alpha=0.3, label="_")
         _draw_curves(ax, run, what)
         ax.set(ylabel=UNITS[what], yscale="log" if ax.dataLim.y1 > 20 else "linear")  # a loss that diverges
         label_lines(ax)
@@ -215,24 +214,22 @@ def weight_heatmaps(before: Mapping[str, Array], after: Mapping[str, Array]) -> 
 
     Large matrices are drawn as means of blocks.
     """
-    figure, axes = subplots(len(after), 3, height=sum(2.4 if v.ndim == 2 else 1.2 for v in after.values()))
-    ratios = [2 if value.ndim == 2 else 1 for value in after.values()]
-    axes[0].get_gridspec().set_height_ratios(ratios)
+    heights = [1.2 * value.ndim for value in after.values()]
+    figure, axes = subplots(len(after), 3, height=sum(heights))
+    axes[0].get_gridspec().set_height_ratios(heights)
     for row, (name, value) in zip(axes.reshape(-1, 3), after.items(), strict=True):
-        n_inputs, n_units = value.shape if value.ndim == 2 else (len(value), 1)
-        pair = [_block_means(np.atleast_2d(p[name].T).T) for p in (before, after)]
-        maps = {"initial": pair[0], "trained": pair[1], "difference": pair[1] - pair[0]}
+        pair = [np.atleast_2d(p[name].T).T for p in (before, after)]  # a bias is a matrix with one column
+        initial, trained = map(_block_means, pair)
+        maps = {"initial": initial, "trained": trained, "difference": trained - initial}
         limit = max(np.quantile(np.abs([*maps.values()]), 0.995), 1e-12)
+        look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "aspect": "auto", "interpolation": "nearest"}
+        words = {"xlabel": "input of the layer"} if value.ndim == 2 else {"xlabel": "unit", "yticks": []}
         for ax, (when, mean) in zip(row, maps.items(), strict=True):
-            extent, colors = (0, n_inputs, n_units, 0), {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-            shown = ax.imshow(mean.T, aspect="auto", extent=extent, interpolation="nearest", **colors)
-            ax.set(title=f"{name}, {when}", xlabel="input of the layer" if value.ndim == 2 else "unit")
+            shown = ax.imshow(mean.T, extent=(0, *pair[0].shape, 0), **look)
+            ax.set(title=f"{name}, {when}", **words)
             ax.grid(False)
-            if value.ndim == 1:
-                ax.set_yticks([])
         row[0].set_ylabel("unit" if value.ndim == 2 else "")
-        whole = mean.shape == (n_inputs, n_units)
-        figure.colorbar(shown, ax=row.tolist(), label="value" if whole else "block mean")
+        figure.colorbar(shown, ax=row.tolist(), label="value" if trained.shape == pair[1].shape else "block mean")
     return figure
 
 
@@ -322,7 +319,7 @@ def computation_graph() -> Figure:
 
 def _draw_layers(ax: Axes, records: Sequence[Mapping[str, float]], name: str) -> None:
     """Draw a line for each layer whose ``name``, as in ``nnlib.Diagnostics``, is in ``records``."""
-    for column in sorted({key for record in records for key in record if key.startswith(f"{name}_")}):
+    for column in dict.fromkeys(key for record in records for key in record if key.startswith(f"{name}_")):
         ax.plot(_column(records, "epoch"), _column(records, column), label=column.replace(f"{name}_", "layer "))
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageColor, ImageOps
 
 from nnlib import plots
 from nnlib.activations import ACTIVATIONS
-from nnlib.controls import alone, control_for, in_words, picture, row
+from nnlib.controls import Panel, alone, control_for
 from nnlib.datasets import Dataset, Split
 from nnlib.drawing import UNITS
 from nnlib.errors import DataError, HyperparameterError, NNLibError, TrainingDiverged
@@ -38,29 +38,6 @@ def _steps(hp: Hyperparameters, data: Dataset, n: int) -> Iterator[Trainer]:
         while trainer.step < n:
             trainer.train_step()
             yield trainer
-
-
-class Panel(w.VBox):  # type: ignore[misc]
-    """``controls`` by name, and below them the picture that ``draw(**values)`` makes; an error is told in words.
-
-    Widgets that are ``between`` the two have no value that ``draw`` needs.
-    """
-
-    def __init__(self, draw: Callable[..., Figure], height: int, *between: Any, **controls: Any) -> None:
-        self.draw, self.controls = draw, controls
-        self.message, self.picture = w.HTML(layout={"min_height": "32px"}), picture(height)
-        super().__init__([row(controls.values()), *between, self.message, self.picture])
-        for control in controls.values():
-            control.observe(self.update, "value")
-        self.update()
-
-    def update(self, change: Any = None) -> None:
-        """Draw again with the present values."""
-        try:
-            self.picture.value = plots.png(self.draw(**{name: c.value for name, c in self.controls.items()}))
-            self.message.value = ""
-        except Exception as error:
-            self.message.value = in_words(error)
 
 
 def browse_images(data: Dataset, n: int = 32) -> Panel:
@@ -105,10 +82,9 @@ def search_explorer(results: SearchResults) -> Any:
     trial = w.Select(rows=8, description="trial", layout={"width": "95%"})
 
     def draw(x: str, y: str, value: str, **limits: tuple[int, int]) -> Figure:
-        kept = np.ones(len(table), bool)
-        for name, (low, high) in limits.items():
-            kept &= table[name].map(known[name].index).between(low, high).to_numpy()
-        rows = table[kept].sort_values(value, ascending=value != "valid_accuracy")
+        rows = table.sort_values(value, ascending=value != "valid_accuracy")
+        for name, ends in limits.items():
+            rows = rows[rows[name].map(known[name].index).between(*ends)]
         trial.options = [(f"{value} {rows[value][i]:.4f}, {describe(results.trials[i])}", i) for i in rows.index]
         trial.index = None if rows.empty else 0
         if rows.empty:

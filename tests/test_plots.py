@@ -87,7 +87,7 @@ FIGURES = {
     "activation_functions": lambda: plots.activation_functions(["relu", "leaky_relu(0.2)", "gelu", "tanh"]),
     "schedules": lambda: plots.schedules({s: nnlib.make_schedule(s, 0.1, 50) for s in ("step", "cosine")}, 50),
     "computation_graph": plots.computation_graph,
-    "history": lambda: plots.history(make_history(), other=make_history(7)),
+    "history": lambda: plots.history(make_history(), others=[make_history(7)]),
     "history_filters": lambda: plots.history([], (make_history(), make_history(3)), MODEL.parameters["W1"].T),
     "histories": lambda: plots.histories({"a": make_history(), "b": make_history(shift=0.1)}, "valid_loss"),
     "search_curves": lambda: plots.search_curves(make_results()),
