@@ -183,6 +183,3 @@ class Playground(Panel):
         self.runs.clear()
         self.show([])
         self.status.value = ""
-
-
-training_playground = Playground  # named as the other widgets are

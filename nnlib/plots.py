@@ -242,11 +242,11 @@ def _block_means(weights: Array, largest: int = 200) -> Array:
     return weights
 
 
-def first_layer_images(filters: Array, n: int = 64, columns: int = 16, shape: Sequence[int] = SQUARE) -> Figure:
-    """What ``n`` first-layer units weigh each pixel by, ``filters`` (H, D), longest first, as images of ``shape``."""
+def first_layer_images(filters: Array, n: int = 64, columns: int = 16) -> Figure:
+    """What ``n`` first-layer units weigh each pixel by, ``filters`` (H, 3072), longest first, as images."""
     title = "First layer's weights as images, longest first: grey is zero, each scaled to its own largest weight"
     longest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:n]
-    return image_grid(_as_images(filters[longest], shape), (), columns, title)
+    return image_grid(_as_images(filters[longest], SQUARE), (), columns, title)
 
 
 def filters_of(model: MLP, weights: Array) -> Array:
@@ -255,14 +255,15 @@ def filters_of(model: MLP, weights: Array) -> Array:
 
 
 def _as_images(filters: Array, shape: Sequence[int]) -> Array:
+    """Return rows of numbers as images of ``shape``: 0 is grey, and each row's largest number black or white."""
     scale = np.maximum(np.abs(filters).max(axis=1, keepdims=True), 1e-12)
     return (0.5 + 0.5 * filters / scale).reshape(-1, *shape)
 
 
-def search_curves(results: Any, quantity: str = "valid_accuracy", top: int = 4) -> Figure:
-    """The curves of all trials of a search, the ``top`` best in colour with their settings."""
+def search_curves(results: Any) -> Figure:
+    """The validation accuracy of all trials of a search by epoch, the four best in colour with their settings."""
     trials = {", ".join(map(str, t.settings.values())): t.history for t in results.trials}
-    return histories(trials, quantity, top)
+    return histories(trials, top=4)
 
 
 def curves(named: Mapping[str, Any], title: str, x: str, y: str, log: bool = False) -> Figure:

@@ -24,8 +24,7 @@ from nnlib.errors import DataError, HyperparameterError, NNLibError, TrainingDiv
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.model import MLP, Array
 from nnlib.playground import LivePlot as LivePlot
-from nnlib.playground import Playground as Playground
-from nnlib.playground import training_playground as training_playground
+from nnlib.playground import Playground
 from nnlib.results import SearchResults, describe
 from nnlib.training import Trainer
 
@@ -239,3 +238,6 @@ def draw(model: MLP) -> Panel:
     panel = Panel(predict, 360, grid, upload=upload)
     panel.children[0].children += (colour, fill)
     return panel
+
+
+training_playground = Playground  # named as the other widgets are
