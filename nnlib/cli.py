@@ -191,7 +191,7 @@ def visualize(model: Model, /, *, output: Path = Path("figures")) -> Record:
     figures = {"weight_histograms": plots.weight_histograms(before, after)}
     figures["weight_heatmaps"] = plots.weight_heatmaps(before, after)
     for name, parameters in {"initial": before, "trained": after}.items():
-        filters = loaded.preprocessing.filters(parameters["W1"]) if loaded.preprocessing else parameters["W1"].T
+        filters = plots.filters_of(loaded, parameters["W1"])
         if filters.shape[1] == 3 * 32 * 32:  # a network for other data than CIFAR-10's shape has no such images
             figures[f"first_layer_{name}"] = plots.first_layer_images(filters)
     output.mkdir(parents=True, exist_ok=True)
@@ -268,8 +268,7 @@ def report(
     recipe: Recipe = None,
     quick: Flag = False,
     author: str | None = None,
-    hide_code: Flag = False,
-    show_code: Flag = False,
+    show_code: Annotated[bool | None, Parameter(negative="--hide-code")] = None,
     notebooks_dir: Path | None = None,
     in_place: Flag = False,
 ) -> Record:
@@ -282,8 +281,7 @@ def report(
         data: auto: CIFAR-10, or the stand-in where it cannot be had.
         quick: Short runs, and their numbers.
         author: A name for the title page.
-        hide_code: Leave the code out.
-        show_code: Unfold the code.
+        show_code: Unfold the code, or leave it out.
         notebooks_dir: Where the notebooks are.
         in_place: Write no page but the notebooks' own outputs.
     """
@@ -294,7 +292,7 @@ def report(
     if in_place:
         refresh(chosen, notebooks_dir)
         return {}
-    code = "hide" if hide_code else "show" if show_code else "fold"
+    code = {None: "fold", True: "show", False: "hide"}[show_code]
     return {"report": build(output, chosen, data, quick, author, code, notebooks_dir, recipe, to)}
 
 

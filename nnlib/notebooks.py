@@ -97,14 +97,13 @@ def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) 
             notebook,
             timeout=CELL_TIMEOUT,
             kernel_name="python3",
-            resources={"metadata": {"path": str(folder)}},
             extra_arguments=["--log-level=40"],  # errors only: the kernel warns of its own transport at each start
             coalesce_streams=True,
             record_timing=False,
             on_cell_complete=lambda **_: bar.update(),
         )
         try:
-            client.execute(env=env)
+            client.execute(env=env, cwd=str(folder))
         except (CellControlSignal, DeadKernelError) as error:
             return error
     return None

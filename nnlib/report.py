@@ -121,16 +121,16 @@ def export(merged: NotebookNode, exporter: Any = HTMLExporter) -> tuple[str, Any
 def pdf(address: str) -> bytes:
     """Return the page at ``address``, printed by Chromium. Raises ReportError, which says what to install."""
     remedy = "pip install playwright, and install Chromium or Chrome, or let `playwright install chromium` fetch one"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise ReportError(f"to: pdf needs Playwright: {remedy}.") from None
     found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "msedge"))), None)
     try:
+        from playwright.sync_api import sync_playwright
+
         with sync_playwright() as driver, driver.chromium.launch(executable_path=found) as browser:
             page = browser.new_page()
             page.goto(address)
             return page.pdf(prefer_css_page_size=True, print_background=True, outline=True)
+    except ImportError:
+        raise ReportError(f"to: pdf needs Playwright: {remedy}.") from None
     except Exception as error:  # Playwright's own, or a plain one where its driver cannot start
         said = str(error).strip().partition("\n")[0]
         raise ReportError(f"to: pdf needs Chromium, which did not print ({said}): {remedy}.") from None

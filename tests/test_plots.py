@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 
 import nnlib
-from nnlib import plots
+from nnlib import plots, search_plots
 from nnlib.gradcheck import GradientReport, ParameterCheck
 from nnlib.results import SearchResults, Trial
 from nnlib.training import RangeTest
@@ -87,7 +87,7 @@ FIGURES = {
     "activation_functions": lambda: plots.activation_functions(["relu", "leaky_relu(0.2)", "gelu", "tanh"]),
     "schedules": lambda: plots.schedules({s: nnlib.make_schedule(s, 0.1, 50) for s in ("step", "cosine")}, 50),
     "computation_graph": plots.computation_graph,
-    "history": lambda: plots.history(make_history(), other=make_history(7)),
+    "history": lambda: plots.history(make_history(), others=[make_history(7)]),
     "history_filters": lambda: plots.history([], (make_history(), make_history(3)), MODEL.parameters["W1"].T),
     "histories": lambda: plots.histories({"a": make_history(), "b": make_history(shift=0.1)}, "valid_loss"),
     "search_curves": lambda: plots.search_curves(make_results()),
@@ -134,8 +134,9 @@ def test_figure_is_the_same_each_time(name):
 
 
 def test_every_public_function_is_drawn_here():
-    helpers = {"png", "show", "style", "history_filters"}
-    public = {n for n, f in vars(plots).items() if getattr(f, "__module__", "") == plots.__name__ and n[0] != "_"}
+    helpers = {"history_filters", "filters_of"}
+    modules = (plots.__name__, search_plots.__name__)
+    public = {n for n, f in vars(plots).items() if getattr(f, "__module__", "") in modules and n[0] != "_"}
     assert public - helpers == set(FIGURES) - helpers
 
 

@@ -16,7 +16,9 @@ from PIL import Image
 
 import nnlib
 from nnlib import plots, widgets
+from nnlib.controls import FIELDS
 from nnlib.hyperparameters import Hyperparameters
+from nnlib.playground import PLAYED
 from nnlib.results import SearchResults, Trial
 
 
@@ -280,9 +282,9 @@ def test_no_widget_uses_pyplot_or_output():
     assert "matplotlib.pyplot" not in done.stdout.split()
 
 
-@pytest.mark.parametrize("name", widgets.PLAYED)
+@pytest.mark.parametrize("name", PLAYED)
 def test_controls_offer_what_the_field_allows(playground, name):
-    control, about = playground.controls[name], widgets.FIELDS[name].metadata
+    control, about = playground.controls[name], FIELDS[name].metadata
     assert control.tooltip == about["help"]
     for end in ("min", "max"):
         if name not in ("learning_rate", "hidden_sizes") and hasattr(control, end):
