@@ -233,7 +233,7 @@ def weight_heatmaps(before: Mapping[str, Array], after: Mapping[str, Array]) -> 
     return figure
 
 
-def _block_means(weights: Array, largest: int = 100) -> Array:
+def _block_means(weights: Array, largest: int = 80) -> Array:
     """Return the means of blocks of ``weights``, so large that at most ``largest`` stand side by side."""
     for axis, n in enumerate(weights.shape):
         starts = np.arange(0, n, math.ceil(n / largest))
