@@ -72,7 +72,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     ends = ["classic", *(f"+ {name}" for name in table["change"][1:])]
     bars = ax.barh(ends, table["valid_accuracy"], color=[plots.BLUE] * (len(rows) - 1) + [plots.ORANGE])
     ax.bar_label(bars, labels, padding=4, fontsize=9)
-    ax.set(title="From classic to best, one change at a time", xlabel="best validation accuracy", xlim=(0.4, 0.8))
+    ax.set(title="From classic to best, one change at a time", xlabel="best validation accuracy", xlim=(0, 0.87))
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     return figure
