@@ -30,7 +30,8 @@ from nnlib.hyperparameters import RECIPES
 from nnlib.notebooks import Page, ReportError, execute, find_notebooks
 
 # Lines that notebooks print and that the title page repeats: what was measured in this very run.
-MEASURES = "(?:test|best validation) (?:loss|accuracy)|(?:largest|worst) relative error|a step takes"
+TEST = r"(?:\w+ +)?test (?:loss|accuracy)(?= \d)"  # the name of a network may stand before it
+MEASURES = rf"{TEST}|best validation accuracy|(?:largest|worst) relative error|a step takes"
 RESULT = re.compile(rf"^(?:{MEASURES})\b.*$", re.M)
 
 # What latex2mathml does not know, in words that it knows; then what it takes for a letter, or lets grow with its row.

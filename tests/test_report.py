@@ -182,11 +182,14 @@ def test_pandas_styles_are_left_out():
 
 
 def test_title_page_repeats_what_was_measured():
-    printed = new_output("stream", text="loss falls\ntest accuracy 0.5 ± 0.1\nthe test accuracy is fine\n")
+    printed = new_output(
+        "stream", text="loss falls\ntest accuracy 0.5 ± 0.1\nbest  test loss 1.2\nthe test accuracy is fine\n"
+    )
     page = page_of(new_markdown_cell("# T"), new_code_cell("x", outputs=[printed]))
     html = render([page], {"Author": None, "Data": "standin"})
     results = html.split('<table class="results">')[1].split("</table>")[0]
-    assert "test accuracy 0.5 ± 0.1" in results and "loss falls" not in results and "is fine" not in results
+    assert "test accuracy 0.5 ± 0.1" in results and "best  test loss 1.2" in results
+    assert "loss falls" not in results and "is fine" not in results
     assert "Author" not in html  # nobody is named
     assert '<table class="results">' not in render([page], {})  # a single notebook has no title page
 
