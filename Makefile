@@ -28,7 +28,7 @@ browser-test: $(READY)  ## open every notebook in JupyterLab in Chromium, fetche
 	@command -v chromium || command -v google-chrome || command -v chromium-browser || $(BIN)/playwright install --with-deps chromium
 	$(BIN)/python -m pytest tests/test_browser.py $(ARGS)
 
-ablation: $(READY)  ## train from `classic` to `best`, one change at a time: half an hour, on CIFAR-10
+ablation: $(READY)  ## train from `classic` to `best`, one change at a time: about ten minutes, on CIFAR-10
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
 
 bench: $(READY)  ## measure speed against peers, ten minutes: keep the machine quiet (ARGS="speed small": only these)
