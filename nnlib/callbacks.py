@@ -118,7 +118,7 @@ class Diagnostics(Callback):
 
 
 def layer_health(model: MLP, images: Array) -> list[tuple[float, float]]:
-    """Return for each hidden layer its share of dead units, and of saturated activations, on ``images`` (at most 1000).
+    """Return for each hidden layer its share of dead units, and of saturated activations, on ``images`` (at most 2500).
 
     A unit is dead if its derivative is below 0.0001 for every image: no gradient passes it. An activation is saturated
     if the derivative is below 0.01 at z and at -z: sigmoid and tanh have such ends on both sides, ReLU's kin have not.

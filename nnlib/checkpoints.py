@@ -75,9 +75,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
             arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in archive.infolist()}
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError:
-        place = (
-            "nnlib train writes RUN_DIR/best.npz; trained models are in a checkout's data/models, not in the package"
-        )
+        place = "nnlib train writes RUN_DIR/best.npz; shipped models are in a checkout's data/models only"
         raise CheckpointError(f"{path}: there is no such file; {place}.") from None
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}); use another copy.") from None
@@ -100,8 +98,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
 
 def preprocessing_arrays(preprocessing: Preprocessing | None) -> dict[str, Array]:
     """Return the arrays of ``preprocessing`` under the names that files use."""
-    arrays = vars(preprocessing) if preprocessing else {}
-    return {f"preprocessing.{name}": a for name, a in arrays.items() if a is not None}
+    return {f"preprocessing.{name}": a for name, a in preprocessing.arrays.items()} if preprocessing else {}
 
 
 def preprocessing_from(arrays: Mapping[str, Array]) -> Preprocessing | None:

@@ -1,22 +1,13 @@
 """How good a model is on images with known labels."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
+from nnlib.datasets import Split
 from nnlib.errors import HyperparameterError
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP, Array
-
-
-class Labelled(Protocol):
-    """Anything with images and labels: a ``Split``, or one's own."""
-
-    @property
-    def images(self) -> Array: ...
-    @property
-    def labels(self) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class Evaluation:
         return f"loss {self.loss:.4f}, accuracy {self.accuracy:.4f} ± {self.standard_error:.4f} on {n:,} images"
 
 
-def evaluate(model: MLP, split: Labelled, batch_size: int = 1000) -> Evaluation:
+def evaluate(model: MLP, split: Split, batch_size: int = 2500) -> Evaluation:
     """Return loss, accuracy and confusion of ``model`` on ``split``, which has images (N, ...) and labels (N,).
 
     Raises HyperparameterError if there are no images or they do not fit the model.
@@ -58,11 +49,6 @@ def evaluate(model: MLP, split: Labelled, batch_size: int = 1000) -> Evaluation:
         raise HyperparameterError("split: there are no images in it.")
     logits = model.predict_logits(split.images, batch_size)
     loss, _ = softmax_cross_entropy(logits, split.labels)
-    return Evaluation(float(loss), *_accuracy(logits, split.labels), model.classes)
-
-
-def _accuracy(logits: Array, labels: Array) -> tuple[float, Any]:
-    k = logits.shape[1]
-    predicted = logits.argmax(axis=1)
-    confusion = np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
-    return float((predicted == labels).mean()), confusion
+    predicted, k = logits.argmax(axis=1), logits.shape[1]
+    confusion = np.bincount(split.labels * k + predicted, minlength=k * k).reshape(k, k)
+    return Evaluation(float(loss), float((predicted == split.labels).mean()), confusion, model.classes)

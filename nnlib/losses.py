@@ -39,7 +39,7 @@ def softmax_cross_entropy(
         raise HyperparameterError(f"labels: {bad} is not one of the classes 0 ... {n_classes - 1}.")
     log_p = log_softmax(logits)
     rows = np.arange(len(labels))
-    weights = np.full(len(labels), 1 / len(labels), logits.real.dtype)
+    weights = np.asarray(1 / len(labels), logits.real.dtype)
     if class_weights is not None:
         weights = np.asarray(class_weights)[labels]
         weights = (weights / weights.sum()).astype(logits.real.dtype)
@@ -47,9 +47,10 @@ def softmax_cross_entropy(
     if label_smoothing:
         loss -= (weights * log_p.mean(axis=1)).sum() * label_smoothing
     dlogits = np.exp(log_p)
-    dlogits -= label_smoothing / n_classes
+    if label_smoothing:
+        dlogits -= label_smoothing / n_classes
     dlogits[rows, labels] -= 1 - label_smoothing
-    dlogits *= weights[:, None]
+    dlogits *= weights.reshape(-1, 1)
     return loss, dlogits
 
 

@@ -202,7 +202,7 @@ class MLP:
             return images.reshape(len(images), -1) * self.dtype.type(1 / 255)
         return self.preprocessing.transform(images, workspace).astype(self.dtype, copy=False)
 
-    def predict_logits(self, images: Array, batch_size: int = 1000) -> Array:
+    def predict_logits(self, images: Array, batch_size: int = 2500) -> Array:
         """Return the logits (N, K) of uint8 images (N, ...) or float inputs (N, D), a batch at a time."""
         starts = range(0, len(images), batch_size)
         batches = [self.forward(self.inputs(images[s : s + batch_size], self._workspace)) for s in starts]
@@ -254,10 +254,9 @@ class MLP:
         if x.dtype != self.dtype and self.dtype.kind == "f":
             remedy = "use x.astype(model.dtype), or model.inputs(images) for uint8 images, or MLP(..., dtype=...)"
             raise HyperparameterError(f"x: it is {x.dtype}, but the network is {self.dtype}; {remedy}.")
-        with np.errstate(all="ignore"):
-            # one sum tells of any NaN or infinity, without a temporary array; that of the squares may overflow
-            if not np.isfinite(sum_of_squares(x)) and not np.isfinite(x.sum()):
-                raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
+        # one sum tells of any NaN or infinity, without a temporary array; that of the squares may overflow
+        if not np.isfinite(sum_of_squares(x)) and not np.isfinite(x).all():
+            raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
 
     def _checked_labels(self, labels: Array, n: int) -> Array:
         labels = np.asarray(labels)
@@ -293,7 +292,7 @@ def join(models: Sequence[MLP]) -> MLP:
 def _interface(model: MLP) -> tuple[Any, ...]:
     """Return what networks must have in common to stand side by side in one."""
     p = model.preprocessing
-    content = tuple(a.tobytes() for a in vars(p).values() if a is not None) if p else ()
+    content = tuple(a.tobytes() for a in p.arrays.values()) if p else ()
     return model.layer_sizes[0], model.n_layers, model.activation, model.classes, model.dtype, content
 
 

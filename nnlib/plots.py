@@ -262,8 +262,7 @@ def _as_images(filters: Array, shape: Sequence[int]) -> Array:
 
 def search_curves(results: Any) -> Figure:
     """The validation accuracy of all trials of a search by epoch, the four best in colour with their settings."""
-    trials = {", ".join(map(str, t.settings.values())): t.history for t in results.trials}
-    return histories(trials, top=4)
+    return histories({", ".join(map(str, t.settings.values())): t.history for t in results.trials}, top=4)
 
 
 def curves(named: Mapping[str, Any], title: str, x: str, y: str, log: bool = False) -> Figure:

@@ -3,6 +3,7 @@
 import math
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from nnlib.errors import HyperparameterError, one_of
 from nnlib.hyperparameters import PREPROCESSING
 from nnlib.products import Array, Workspace, add_gram, product
+
+ROWS = 16  # images that are scaled together: few enough to stay in the cache, enough for NumPy's loops
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Preprocessing:
         """How many numbers the network sees of one image."""
         return len(self.scale) if self.matrix is None else self.matrix.shape[1]
 
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The arrays that say which map it is, by name."""
+        return {name: a for name in ("scale", "offset", "matrix") if (a := getattr(self, name)) is not None}
+
     def transform(self, images: Array, workspace: Workspace | None = None) -> Array:
         """Return the network's inputs (B, n_inputs) float32 for ``images`` (B, ...) uint8.
 
@@ -39,12 +47,19 @@ class Preprocessing:
             needed = f"but the network was made for {len(self.scale)}"
             raise HyperparameterError(f"images: {flat.shape[1]} numbers an image, {needed}.")
         x = workspace.array("pixels", flat.shape)
-        x[...] = flat  # faster than a product of integers and floats, which NumPy converts bit by bit
-        x *= self.scale
-        x += self.offset
+        for start in range(0, len(x), ROWS):
+            part, (scale, offset) = x[start : start + ROWS], self._rows
+            part[...] = flat[start : start + ROWS]  # faster than a product of integers and floats
+            part *= scale[: len(part)]
+            part += offset[: len(part)]
         if self.matrix is None:
             return x
         return product(x, self.matrix, out=workspace.array("inputs", (len(x), self.n_inputs)))
+
+    @cached_property
+    def _rows(self) -> Array:
+        """Scale and offset for ROWS images, (2, ROWS, D): two equal arrays multiply twice as fast as rows by a row."""
+        return np.stack([self.scale, self.offset])[:, None].repeat(ROWS, axis=1)
 
     def fold(self, weights: Array, bias: Array) -> tuple[Array, Array]:
         """Return first-layer weights (D, H) and bias (H,) that take raw pixels where the given ones take inputs."""

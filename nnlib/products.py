@@ -63,10 +63,14 @@ class Workspace(dict[str, Array]):
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """Return an uninitialised array over the memory called ``name``, which grows to the largest shape asked for."""
-        size, memory = math.prod(shape), self.get(name)
+        last = self.get(name)
+        if last is not None and last.shape == shape and last.dtype == dtype:
+            return last
+        size, memory = math.prod(shape), None if last is None else last.base
         if memory is None or memory.size < size or memory.dtype != dtype:
-            memory = self[name] = np.empty(size, dtype)
-        return memory[:size].reshape(shape)
+            memory = np.empty(size, dtype)
+        self[name] = memory[:size].reshape(shape)
+        return self[name]
 
 
 @cache

@@ -217,8 +217,7 @@ def _blas() -> list[dict[str, Any]]:
     from threadpoolctl import threadpool_info
 
     names = ("internal_api", "version", "architecture", "num_threads")
-    found = [{name: info.get(name) for name in names} for info in threadpool_info() if info["user_api"] == "blas"]
-    return sorted(found, key=str)
+    return [{name: info.get(name) for name in names} for info in threadpool_info() if info["user_api"] == "blas"]
 
 
 def _commit(checkout: Path) -> str | None:
