@@ -1,17 +1,23 @@
 """Dataset, Split, the stratified split, somebody's own arrays, and the drawn stand-in."""
 
 import hashlib
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import small_cifar10
+from small_cifar10 import batch, python2_pickle, same, write_layout
 
-from nnlib import Dataset, load_dataset, standin
+from nnlib import Dataset, cifar10, load_dataset, standin
 from nnlib.datasets import stratified
 from nnlib.errors import DataError
+
+fresh, small, root = small_cifar10.fresh, small_cifar10.small, small_cifar10.root
 
 
 def own(n: int = 100, k: int = 5, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0, **options) -> Dataset:
@@ -182,3 +188,114 @@ def test_a_linear_model_learns_something_but_not_much():
     X, X_test = (np.c_[np.full(len(half), 128), half] / 255 for half in halves)
     W = np.linalg.solve(X.T @ X + 100 * np.eye(769), X.T @ np.eye(10)[data.train.labels])
     assert 0.35 < ((X_test @ W).argmax(axis=1) == data.test.labels).mean() < 0.55
+
+
+# ---- the cache ----
+
+
+def cache_of(root: Path) -> Path:
+    [path] = (root / "cifar-10-cache").iterdir()
+    return path
+
+
+def test_a_second_load_reads_the_cache_alone(root, monkeypatch):
+    first = load_dataset("cifar10", root, n_valid=10)
+    assert (len(first.train), len(first.valid), len(first.test)) == (90, 10, 20)
+    with monkeypatch.context() as without:
+        without.setattr(cifar10, "read", None)
+        second = load_dataset("cifar10", root, n_valid=10)
+    assert same(first, second)
+    assert not first.train.images.flags.writeable  # it is everybody's
+    assert load_dataset("cifar10", root, n_valid=10, seed=1).fingerprint != first.fingerprint
+    uncached = Dataset(first.train, first.valid, first.test, first.classes, first.source)
+    assert uncached.fingerprint == first.fingerprint
+
+
+def test_a_stale_cache_is_rebuilt(root):
+    first = load_dataset("cifar10", root, n_valid=10)
+    path = root / cifar10.FOLDER / "test_batch"
+    path.write_bytes(python2_pickle(batch(20, seed=99)))
+    second = load_dataset("cifar10", root, n_valid=10)
+    assert second.fingerprint != first.fingerprint
+    np.testing.assert_array_equal(second.test.images.reshape(20, -1), batch(20, seed=99)["data"])
+
+
+@pytest.mark.parametrize("place", [0, 20, 2000, 2**16 + 5, -1, "cut", "empty", "zeros", "text"])
+def test_a_damaged_cache_is_rebuilt(place, root):
+    first = load_dataset("cifar10", root, n_valid=10)
+    whole = cache_of(root).read_bytes()
+    spoiled = {"cut": whole[:-8], "empty": b"", "zeros": bytes(len(whole)), "text": b"x" * len(whole)}.get(place)
+    if spoiled is None:
+        data = bytearray(whole)
+        data[place] ^= 1
+        spoiled = bytes(data)
+    cache_of(root).unlink()  # a new file: the old one is still mapped
+    (root / "cifar-10-cache").joinpath("10-valid-seed-0.bin").write_bytes(spoiled)
+    assert same(load_dataset("cifar10", root, n_valid=10), first)
+    assert cache_of(root).read_bytes() == whole
+
+
+def test_a_folder_that_takes_no_cache_works_without(root, capsys):
+    (root / "cifar-10-cache").write_text("in the way, as a read-only folder would be")
+    first, second = (load_dataset("cifar10", root, n_valid=10) for _ in range(2))
+    assert same(first, second)
+    assert capsys.readouterr().out.count("No cache beside the data") == 1
+
+
+READER = """
+import sys, psutil, pickle
+from nnlib import load_dataset
+data = load_dataset("cifar10", sys.argv[1], n_valid=10)
+total = int(data.train.images.sum()) + int(data.test.images.sum())
+print("ready", flush=True)
+sys.stdin.readline()
+maps = [m for m in psutil.Process().memory_maps() if m.path.endswith(".bin")]
+print(psutil.Process().memory_full_info().pss, sum(m.pss for m in maps), sum(m.rss for m in maps), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory is shared (pss)")
+def test_eight_processes_hold_one_copy(tmp_path):
+    write_layout(tmp_path, n=1000)
+    size = 6000 * 3072
+    load_dataset("cifar10", tmp_path, n_valid=10)
+    command = [sys.executable, "-c", READER, str(tmp_path)]
+    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    try:
+        assert all(child.stdout.readline() == "ready\n" for child in children)
+        told = []
+        for child in children:
+            child.stdin.write("\n")
+            child.stdin.flush()
+            told.append([int(number) for number in child.stdout.readline().split()])
+    finally:
+        for child in children:
+            child.communicate("\n", timeout=30)
+    pss, shared, resident = zip(*told, strict=True)
+    assert min(resident) >= size  # each sees all of it
+    assert sum(shared) < 1.1 * size  # and together they hold it once
+    assert sum(pss) < sum(pss) - sum(shared) + 1.1 * size
+
+
+def test_another_process_is_sent_the_caches_name(root):
+    data = load_dataset("cifar10", root, n_valid=10)
+    assert len(pickle.dumps(data)) < 2000 and same(pickle.loads(pickle.dumps(data)), data)
+    part = data.subset(30)
+    assert len(pickle.dumps(part)) < 2000 and same(pickle.loads(pickle.dumps(part)), part)
+    drawn = load_dataset("standin", n_train=20, n_valid=10, n_test=10)
+    assert same(pickle.loads(pickle.dumps(drawn)), drawn)
+
+
+def test_bad_data_are_never_passed_over(root, monkeypatch):
+    (root / cifar10.FOLDER / "data_batch_1").write_bytes(b"<html>")
+    monkeypatch.setenv("NNLIB_DATA_DIR", str(root))
+    with pytest.raises(DataError, match="data_batch_1"):
+        load_dataset("auto", n_valid=10)
+
+
+def test_names_and_sizes_that_do_not_fit(root):
+    with pytest.raises(DataError, match="'cifar100'"):
+        load_dataset("cifar100")
+    with pytest.raises(DataError, match="101 images cannot be set aside from 100"):
+        load_dataset("cifar10", root, n_valid=101)
