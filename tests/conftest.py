@@ -2,9 +2,8 @@
 
 import os
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # the workers share the cores: one BLAS thread each, or they trip over each other
+# the workers share the cores: one BLAS thread each, or they trip over each other
+if "PYTEST_XDIST_WORKER" in os.environ:
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 

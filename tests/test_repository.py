@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -54,9 +55,9 @@ MODULES = sorted((ROOT / "nnlib").glob("*.py"))
 
 
 def tracked() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("this is no git checkout")
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("this is no git checkout, or git is not installed")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
@@ -139,8 +140,13 @@ def test_nnlib_stays_small():
     # Lines that hold code. The plan asked for 3,000 in all; search, widgets, report and commands took it further away:
     # this number may go down, not up.
     assert sum(lines.values()) <= 3880, lines
-    long = {path.name: n for path in MODULES if (n := len(path.read_text(encoding="utf-8").splitlines())) > 400}
-    assert not long, "a file holds one idea, in at most 400 lines, with all that is said about it"
+
+
+def test_files_stay_short():
+    """A file holds one idea, in at most 400 lines, with all that is said about it."""
+    files = [path for folder in ("nnlib", "tests", "benchmarks", "notebooks") for path in (ROOT / folder).glob("*.py")]
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not {name: n for name, n in lines.items() if n > 400}
 
 
 def test_functions_stay_short():
