@@ -128,8 +128,10 @@ def save_model(model: MLP, path: str | Path, *, storage: str | None = None, fold
 def load_model(path: str | Path) -> MLP:
     """Return the model that ``save_model`` wrote to ``path``, ready to predict from uint8 images.
 
-    Raises CheckpointError for a file that is missing, damaged, of another version or not a model.
+    The folder of a run stands for the best model in it. Raises CheckpointError for a file that is missing, damaged, of
+    another version or not a model.
     """
+    path = Path(path) / "best.npz" if Path(path).is_dir() else path
     arrays, meta = read_arrays(path)
     try:
         settings = {name: meta[name] for name in ("layer_sizes", "activation", "initialisation", "seed", "dtype")}

@@ -23,7 +23,7 @@ from nnlib import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import RECIPES, Hyperparameters
 from nnlib.products import blas_threads
-from nnlib.spaces import Range
+from nnlib.spaces import Range, checked
 from nnlib.training import useful_threads
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
@@ -65,7 +65,7 @@ Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-bat
 DataName = Literal["auto", "cifar10", "standin"]
 Flag = Annotated[bool, Parameter(negative=())]
 DryRun = Annotated[bool, Parameter(negative=(), help="Only measure what it would take, at these settings.")]
-Model = Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz.")]
+Model = Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz, or RUN_DIR.")]
 
 
 @Parameter(name="*", group="Data")
@@ -119,8 +119,8 @@ def _estimate(hp: Hyperparameters, data: nnlib.Dataset, times: float = 1, thread
         seconds = times * steps * statistics.median(timeit.repeat(trainer.train_step, number=1, repeat=20))
     memory = tracemalloc.get_traced_memory()[1] + sum(s.images.nbytes for s in (data.train, data.valid, data.test))
     tracemalloc.stop()
-    found = {"layers": model.layer_sizes, "parameters": sum(p.size for p in model.parameters.values())}
-    found |= {"epochs": hp.epochs, "steps": steps, "runs": times, "memory_mb": round(memory / 1e6)}
+    found = {"hyperparameters": hp.to_dict(), "layers": model.layer_sizes, "steps": steps, "runs": times}
+    found |= {"parameters": sum(p.size for p in model.parameters.values()), "memory_mb": round(memory / 1e6)}
     return found | {"training_seconds": seconds, "estimated_time": str(timedelta(seconds=round(seconds)))}
 
 
@@ -157,7 +157,8 @@ def train(
     first = [nnlib.load_model(path) for path in init]
     begin = nnlib.join(first) if len(first) > 1 else first[0] if first else None
     run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads)
-    return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz"}
+    found = {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz"}
+    return found | ({"to go on": f"the same command with --run-dir {folder}"} if run.stopped == "interrupted" else {})
 
 
 @app.command
@@ -232,7 +233,8 @@ def search(
     """
     if not vary:
         raise HyperparameterError("there is nothing to search: name fields and values with --vary.")
-    space, base, data = dict(map(_parse_vary, vary)), hyperparameters(recipe, config, options), _load(source)
+    base = hyperparameters(recipe, config, options)
+    space, data = checked(dict(map(_parse_vary, vary)), base), _load(source)
     if dry_run:  # at the base's settings, all trials to their ends
         grid = math.prod(len(values) for values in space.values() if isinstance(values, list))
         return _estimate(base, data, (n_trials or grid) * seeds / workers)

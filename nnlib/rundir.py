@@ -184,7 +184,7 @@ class RunDirectory:
         if not differ and known.get("initial_weights") != trainer.initial["sha256"]:
             differ.append("it began with other weights (init=...)")
         if differ:
-            remedy = "Name another run_dir, or say resume=False to start this one again."
+            remedy = "Name another run_dir, or say resume=False (--no-resume) to start this one again."
             raise CheckpointError(f"{self.path}: it holds another run: {'; '.join(differ)}. {remedy}")
         if was["epochs"] != now["epochs"] and now["schedule"] in ("cosine", "one_cycle"):
             print(f"epochs was {was['epochs']}, now {now['epochs']}: the schedule follows the new length from here.")

@@ -107,6 +107,7 @@ def test_dry_run_measures_and_writes_nothing(capsys):
     found = json.loads(out)
     assert status == 0 and not list(Path().iterdir())
     assert found["layers"] == [3072, 16, 8, 10] and found["parameters"] == 3073 * 16 + 17 * 8 + 9 * 10
+    assert found["hyperparameters"]["hidden_sizes"] == [16, 8] and found["hyperparameters"]["l2"] == 0
     assert found["steps"] == 14 and 0 < found["training_seconds"] < 60 and 1 <= found["memory_mb"] < 500
     search = ["search", "--dry-run", "--vary", "l2=0,0.1,0.2", "--vary", "momentum=0,0.5", "--seeds", "2"]
     assert "runs: 6" in given(capsys, *search, "--workers", "2", *SMALL)[1]

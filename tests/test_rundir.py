@@ -312,6 +312,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
 def test_the_folder_of_a_run(tmp_path):
     run = train(PLAIN, run_dir=tmp_path)
     assert nnlib.Hyperparameters.from_dict(json.loads((tmp_path / "hyperparameters.json").read_text())) == PLAIN
+    best = nnlib.load_model(tmp_path)  # the folder stands for its best model
+    assert all((best.parameters[name] == p).all() for name, p in run.model.parameters.items())
     head, *rows = (tmp_path / "history.csv").read_text().splitlines()
     columns = "epoch,step,learning_rate,train_loss,train_accuracy,valid_loss,valid_accuracy,seconds"
     assert head == columns and len(rows) == 3
