@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pictures
-from contestants import CONTESTANTS, Work, epoch_seconds, measure
+from contestants import CONTESTANTS, Work, augmentation_share, epoch_seconds, measure
 from tqdm.auto import tqdm
 
 import nnlib
@@ -95,7 +95,7 @@ def speed(arena: Arena, quick: bool) -> dict[str, Any]:
     for peer in available(("PyTorch eager", "scikit-learn", "NumPy, in place", "products alone")):
         each = by_round["nnlib"] / by_round[peer]
         ratios[peer] = {"median": each.median(), "min": each.min(), "max": each.max()}
-    lost = 1 - (by_round["nnlib, flip and shift"] / by_round["nnlib"]).median()
+    lost = augmentation_share(WORK, steps)
     say(f"speed: one epoch of {'-'.join(map(str, WORK.sizes))}, batch {WORK.batch_size}, {CORES} threads", table)
     for peer, r in ratios.items():
         print(f"nnlib / {peer}: {r['median']:.2f} (rounds from {r['min']:.2f} to {r['max']:.2f})")

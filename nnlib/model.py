@@ -99,6 +99,8 @@ class MLP:
             W, b = self.parameters[f"W{layer}"], self.parameters[f"b{layer}"]
             shape = len(x), W.shape[1]
             z = product(self._inputs[-1], W, out=self._buffer(f"z{layer}", shape))  # (B, fan_in) @ (fan_in, fan_out)
+            if layer == 1:
+                _refuse_nan(x, z)
             z += b
             self._z.append(z)
             if layer < self.n_layers:
@@ -254,9 +256,6 @@ class MLP:
         if x.dtype != self.dtype and self.dtype.kind == "f":
             remedy = "use x.astype(model.dtype), or model.inputs(images) for uint8 images, or MLP(..., dtype=...)"
             raise HyperparameterError(f"x: it is {x.dtype}, but the network is {self.dtype}; {remedy}.")
-        # one sum tells of any NaN or infinity, without a temporary array; that of the squares may overflow
-        if not np.isfinite(sum_of_squares(x)) and not np.isfinite(x).all():
-            raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
 
     def _checked_labels(self, labels: Array, n: int) -> Array:
         labels = np.asarray(labels)
@@ -264,6 +263,12 @@ class MLP:
             found, needed = f"{labels.dtype} of shape {labels.shape}", f"whole numbers of shape ({n},)"
             raise HyperparameterError(f"labels: {found}, but {needed} are needed.")
         return labels
+
+
+def _refuse_nan(x: Array, z: Array) -> None:
+    """Raise HyperparameterError for NaN or infinity in x. They are looked for in z = x W, which is smaller."""
+    if not np.isfinite(sum_of_squares(z)) and not np.isfinite(x).all():  # squares may overflow
+        raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
 
 
 def join(models: Sequence[MLP]) -> MLP:
