@@ -157,8 +157,8 @@ def train(
     first = [nnlib.load_model(path) for path in init]
     begin = nnlib.join(first) if len(first) > 1 else first[0] if first else None
     run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads)
-    found = {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz"}
-    return found | ({"to go on": f"the same command with --run-dir {folder}"} if run.stopped == "interrupted" else {})
+    go_on = {"to go on": f"the same command with --run-dir {folder}"} if run.stopped == "interrupted" else {}
+    return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz", **go_on}
 
 
 @app.command

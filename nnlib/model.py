@@ -99,8 +99,9 @@ class MLP:
             W, b = self.parameters[f"W{layer}"], self.parameters[f"b{layer}"]
             shape = len(x), W.shape[1]
             z = product(self._inputs[-1], W, out=self._buffer(f"z{layer}", shape))  # (B, fan_in) @ (fan_in, fan_out)
-            if layer == 1:
-                _refuse_nan(x, z)
+            # z has NaN or infinity wherever x has them, and is smaller; its squares may overflow for other reasons
+            if layer == 1 and not np.isfinite(sum_of_squares(z)) and not np.isfinite(x).all():
+                raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
             z += b
             self._z.append(z)
             if layer < self.n_layers:
@@ -196,8 +197,9 @@ class MLP:
         With a ``workspace`` they may lie in it, until the next call.
         """
         if images.dtype.kind != "f" and images.dtype != np.uint8:
-            allowed = "uint8 pixels, or inputs that are floats"
-            raise HyperparameterError(f"images: {images.dtype} is not allowed; {allowed}.")
+            raise HyperparameterError(
+                f"images: {images.dtype} is not allowed; uint8 pixels, or inputs that are floats."
+            )
         if images.dtype != np.uint8:
             return np.ascontiguousarray(images.reshape(len(images), -1), self.dtype)
         if self.preprocessing is None:
@@ -265,12 +267,6 @@ class MLP:
         return labels
 
 
-def _refuse_nan(x: Array, z: Array) -> None:
-    """Raise HyperparameterError for NaN or infinity in x. They are looked for in z = x W, which is smaller."""
-    if not np.isfinite(sum_of_squares(z)) and not np.isfinite(x).all():  # squares may overflow
-        raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
-
-
 def join(models: Sequence[MLP]) -> MLP:
     """Return one wide network whose logits are the mean of those of ``models``, which stand side by side in it.
 
@@ -278,6 +274,8 @@ def join(models: Sequence[MLP]) -> MLP:
     the last one holds their rows, divided by their number. Raises HyperparameterError unless they are two or more and
     agree in depth (one hidden layer at least), inputs, preprocessing, activations, classes and dtype.
     """
+    from scipy.linalg import block_diag  # imported here: `import nnlib` stays fast
+
     for i, m in enumerate(models):
         if len(models) < 2 or m.n_layers < 2 or _interface(m) != _interface(models[0]):
             raise HyperparameterError(f"models: number {i} has no hidden layer, no other beside it, or other inputs.")
@@ -289,7 +287,8 @@ def join(models: Sequence[MLP]) -> MLP:
         W, b = ([m.parameters[f"{kind}{layer}"] for m in models] for kind in "Wb")
         last = layer == first.n_layers
         whole.parameters[f"b{layer}"] = sum(b) / first.dtype.type(n) if last else np.concatenate(b)
-        whole.parameters[f"W{layer}"] = np.concatenate(W) / n if last else np.hstack(W) if layer == 1 else _blocks(W)
+        joined = np.concatenate(W) / n if last else np.hstack(W) if layer == 1 else block_diag(*W)
+        whole.parameters[f"W{layer}"] = joined
     whole.info = first.info | {"joined": [m.info for m in models], "initial": {"sha256": "joined"}}
     return whole
 
@@ -299,12 +298,6 @@ def _interface(model: MLP) -> tuple[Any, ...]:
     p = model.preprocessing
     content = tuple(a.tobytes() for a in p.arrays.values()) if p else ()
     return model.layer_sizes[0], model.n_layers, model.activation, model.classes, model.dtype, content
-
-
-def _blocks(matrices: Sequence[Array]) -> Array:
-    from scipy.linalg import block_diag
-
-    return np.asarray(block_diag(*matrices))
 
 
 def fingerprint(parameters: dict[str, Array]) -> str:

@@ -60,8 +60,7 @@ class SGD:
                 add_scaled(self.velocity[name], self.into[name], 1.0)
             if self.nesterov:
                 add_scaled(p, self.into[name], -learning_rate)
-            share = self.momentum if self.nesterov else 1.0
-            add_scaled(p, self.velocity[name], -learning_rate * share)
+            add_scaled(p, self.velocity[name], -learning_rate * (self.momentum if self.nesterov else 1.0))
         self.steps += 1
         if self.ema:
             self._average()

@@ -393,7 +393,6 @@ def useful_threads(model: MLP, batch_size: int) -> int:
 
     With less to do they wait for each other longer than they work; 07_performance measures it.
     """
-    weights = sum(W.size for name, W in model.parameters.items() if name[0] == "W")
-    if model.preprocessing is not None and model.preprocessing.matrix is not None:
-        weights += model.preprocessing.matrix.size
+    arrays = [*model.parameters.values(), *(model.preprocessing.arrays.values() if model.preprocessing else ())]
+    weights = sum(a.size for a in arrays if a.ndim == 2)
     return max(batch_size * weights // 32_000_000, 1)
