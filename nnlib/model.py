@@ -197,9 +197,7 @@ class MLP:
         With a ``workspace`` they may lie in it, until the next call.
         """
         if images.dtype.kind != "f" and images.dtype != np.uint8:
-            raise HyperparameterError(
-                f"images: {images.dtype} is not allowed; uint8 pixels, or inputs that are floats."
-            )
+            raise HyperparameterError(f"images: {images.dtype} is not allowed; uint8 pixels, or floats as inputs.")
         if images.dtype != np.uint8:
             return np.ascontiguousarray(images.reshape(len(images), -1), self.dtype)
         if self.preprocessing is None:
