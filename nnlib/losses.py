@@ -34,9 +34,8 @@ def softmax_cross_entropy(
     n_classes = logits.shape[1]
     if not 0 <= label_smoothing <= 1:
         raise HyperparameterError(f"label_smoothing: {label_smoothing} is not between 0 and 1.")
-    if labels.min() < 0 or labels.max() >= n_classes:
-        bad = labels[(labels < 0) | (labels >= n_classes)][0]
-        raise HyperparameterError(f"labels: {bad} is not one of the classes 0 ... {n_classes - 1}.")
+    if (bad := labels[(labels < 0) | (labels >= n_classes)]).size:
+        raise HyperparameterError(f"labels: {bad[0]} is not one of the classes 0 ... {n_classes - 1}.")
     log_p = log_softmax(logits)
     rows = np.arange(len(labels))
     weights = np.asarray(1 / len(labels), logits.real.dtype)
