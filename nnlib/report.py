@@ -138,8 +138,9 @@ def pdf(address: str) -> bytes:
 
 
 def _numbered(page: Page, number: int) -> list[NotebookNode]:
-    """Tell each cell its page, and each picture its number and caption."""
-    figures = 0
+    """Tell each cell its page, and each picture its number, after that of the notebook, and its caption."""
+    figures, digits = 0, re.match(r"\d+", page.name)
+    chapter = int(digits[0]) if digits else number + 1
     for index, cell in enumerate(page.notebook.cells):
         cell.id = f"{page.name}-{index}"[:64]
         cell.metadata.page = number
@@ -147,7 +148,7 @@ def _numbered(page: Page, number: int) -> list[NotebookNode]:
             if {"image/png", "image/svg+xml"} & set(output.get("data", {})):
                 figures += 1
                 alt = output.metadata.get("image/png", {}).get("alt") or cell.metadata.get("alt", "")
-                output.metadata.figure = {"number": f"{number + 1}.{figures}", "caption": alt}
+                output.metadata.figure = {"number": f"{chapter}.{figures}", "caption": alt}
     return list(page.notebook.cells)
 
 

@@ -203,6 +203,13 @@ def test_markdown_has_its_pictures_beside_it(tmp_path: Path):
     assert "| Data | standin |" in text and "$x^2$" in text and "**Figure 1.1.** a dot" in text and "42" not in text
 
 
+@pytest.mark.parametrize(("name", "number"), [("07_page", "7.1"), ("00_page", "0.1"), ("page", "2.1")])
+def test_figures_bear_the_number_of_their_notebook(name: str, number: str):
+    first, second = (page_of(new_code_cell("x", outputs=[picture("a dot")]), name=n) for n in ("01_page", name))
+    html = render([first, second], {"Data": "standin"})
+    assert "Figure 1.1." in html and f"Figure {number}." in html
+
+
 def test_pdf_without_a_browser_says_what_to_install(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("playwright.sync_api")
     monkeypatch.setattr(shutil, "which", lambda name: None)
