@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nnlib.activations import get_activation
+from nnlib.activations import ACTIVATIONS, get_activation
 from nnlib.errors import HyperparameterError, did_you_mean, one_of
 from nnlib.initialisation import INITIALISATIONS
 from nnlib.schedules import SCHEDULES
@@ -84,7 +84,7 @@ class Hyperparameters:
 
     hidden_sizes: tuple[int, ...] = _field((1024, 256), "units of each layer, from the input on", SIZES, _check_sizes)
     activation: str | tuple[str, ...] = _field(
-        "leaky_relu", "activation of all hidden layers, or one for each", "registered names", _check_activation
+        "leaky_relu", "activation of all hidden layers, or one for each", ", ".join(ACTIVATIONS), _check_activation
     )
     initialisation: str = _choice("auto", INITIALISATIONS, "distribution of the first weights; auto follows activation")
     preprocessing: str = _choice("standardise", PREPROCESSING, "what is done to pixels before the first layer")
