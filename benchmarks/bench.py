@@ -23,8 +23,8 @@ from contestants import CONTESTANTS, Work, augmentation_share, epoch_seconds, me
 from tqdm.auto import tqdm
 
 import nnlib
+from nnlib.model import useful_threads
 from nnlib.rundir import machine
-from nnlib.training import useful_threads
 
 ROOT = Path(__file__).parents[1]
 CORES = os.cpu_count() or 1

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 import nnlib
 from nnlib.batches import Batches
+from nnlib.model import useful_threads
 from nnlib.products import blas_threads, product
-from nnlib.training import useful_threads
 
 LEARNING_RATE, MOMENTUM, L2 = 0.001, 0.9, 1e-3
 MEAN, SCALE = 121.0, 64.0  # about CIFAR-10's; the exact ones change no timing

@@ -18,7 +18,15 @@ from nnlib.products import Array
 
 
 class Activation:
-    """Base class. To add one's own, write a subclass and decorate it: ``@nnlib.register_activation("cube")``.
+    """Base class. To add one's own, write a subclass, ``out`` and all, and make it known by a name::
+
+        @nnlib.register_activation("cube")
+        class Cube(nnlib.Activation):
+            def value(self, z, out=None):
+                return np.power(z, 3, out=out)
+
+            def derivative(self, z, a, out=None):
+                return np.multiply(np.square(z, out=out), 3, out=out)
 
     ``initialisation`` is what ``"auto"`` means in front of this activation; ``kinks`` lists the z at which the
     derivative jumps, so that the gradient check can leave out differences that straddle one.
@@ -40,13 +48,26 @@ ACTIVATIONS: dict[str, type[Activation]] = {}
 
 
 def register_activation(name: str) -> Callable[[type[Activation]], type[Activation]]:
-    """Class decorator: make an ``Activation`` known by ``name`` to models, hyperparameters and checkpoints."""
+    """Class decorator: make an ``Activation`` known by ``name`` to models, hyperparameters and checkpoints.
+
+    One's own may be registered again. Raises HyperparameterError for a name that is none, or that of nnlib's own.
+    """
+    if not isinstance(name, str) or name in ACTIVATIONS.keys() - own_activations():
+        remedy = 'write @nnlib.register_activation("cube"), with a name that nnlib does not use itself'
+        raise HyperparameterError(f"activation: {name!r} cannot be registered; {remedy}.")
 
     def register(cls: type[Activation]) -> type[Activation]:
+        if not issubclass(cls, Activation):
+            raise HyperparameterError(f"activation: {cls!r} is no subclass of nnlib.Activation.")
         ACTIVATIONS[name] = cls
         return cls
 
     return register
+
+
+def own_activations() -> dict[str, type[Activation]]:
+    """Return the activations that were registered by others than nnlib."""
+    return {name: cls for name, cls in ACTIVATIONS.items() if cls.__module__ != __name__}
 
 
 def get_activation(name: str) -> Activation:
@@ -56,7 +77,8 @@ def get_activation(name: str) -> Activation:
     """
     match = re.fullmatch(r"(\w+)(?:\(([-+.\deE]+)\))?", name) if isinstance(name, str) else None
     if match is None or match[1] not in ACTIVATIONS:
-        raise HyperparameterError(f"activation: {name!r} is not known. {did_you_mean(name, ACTIVATIONS)}")
+        remedy = f"{did_you_mean(name, ACTIVATIONS)} Your own must be registered first (nnlib.register_activation)."
+        raise HyperparameterError(f"activation: {name!r} is not known. {remedy}")
     try:
         return ACTIVATIONS[match[1]](*([float(match[2])] if match[2] else []))
     except (TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The command line. The fields of ``Hyperparameters`` are its options: a new field is an option at once."""
 
 import json
-import math
+import re
 import statistics
 import subprocess
 import sys
@@ -22,30 +22,35 @@ import nnlib
 from nnlib import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import RECIPES, Hyperparameters
+from nnlib.model import useful_threads
 from nnlib.products import blas_threads
+from nnlib.results import SearchResults
+from nnlib.searching import plan
 from nnlib.spaces import Range, checked
-from nnlib.training import useful_threads
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
-`nnlib COMMAND --help` explains each command. After any of them, `--json` prints the result as JSON, and everything else
-to stderr; `--debug` adds the traceback to an error. Exit status: 0; 1 for what went wrong; 2 for misuse."""
+`nnlib COMMAND --help` explains each command. Exit status: 0; 1 for what went wrong; 2 for misuse."""
+EVERYWHERE = "With any command: --json prints JSON, and all else to stderr; --debug adds the traceback to an error."
+WORD = re.compile(r'(?<![\w".])(?!true\b|false\b)[A-Za-z_][\w.()+-]*')  # what JSON wants to have in quotes
 
 many = Parameter(consume_multiple=True, negative_iterable=())  # --hidden-sizes 64 32
-app = App(name="nnlib", help=HELP, version=nnlib.__version__, suppress_keyboard_interrupt=False, default_parameter=many)
+usual: Any = {"default_parameter": many, "help_epilogue": EVERYWHERE, "suppress_keyboard_interrupt": False}
+app = App(name="nnlib", help=HELP, version=nnlib.__version__, **usual)
 data_app = App(name="data", help="Fetch CIFAR-10, check it, or say where it is.")
 app.command(data_app)
 app.register_install_completion_command(help="Let bash, zsh or fish complete nnlib's commands and options.")
 Record = dict[str, Any]  # what a command found: it is printed, as lines or as JSON; ok=False in it is exit status 1
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------
+Whole = Annotated[int, Parameter(converter=lambda _, tokens: int(tokens[0].value))]  # Cyclopts itself would round
 
 
 def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
     """Turn one field of ``Hyperparameters`` into an option whose value is None unless it was given."""
     # one word, or one for each layer: words, then
     hint = next((part for part in get_args(hint) if get_origin(part) is tuple), hint)
+    hint = {int: Whole, tuple[int, ...]: tuple[Whole, ...]}.get(hint, hint)
     if options := f.metadata.get("options"):
         hint = Literal[tuple(options)]
     allowed = "" if options or hint is bool else f"; {f.metadata['allowed']}"
@@ -61,7 +66,7 @@ Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they 
 RecipeName: Any = Literal[tuple(RECIPES)]
 Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from; `nnlib recipes` shows them.")]
 Config = Annotated[Path | None, Parameter(help="A TOML or JSON file with some of them; it goes over the recipe.")]
-Root = Annotated[Path | None, Parameter(help="The folder that holds cifar-10-batches-py [default: data/].")]
+Root = Annotated[Path | None, Parameter(help="The folder with cifar-10-batches-py [default: NNLIB_DATA_DIR or data/].")]
 DataName = Literal["auto", "cifar10", "standin"]
 Flag = Annotated[bool, Parameter(negative=())]
 DryRun = Annotated[bool, Parameter(negative=(), help="Only measure what it would take, at these settings.")]
@@ -80,7 +85,7 @@ class DataOptions:
 
     data: DataName = "auto"
     root: Root = None
-    train_images: int | None = None
+    train_images: Whole | None = None
 
 
 CIFAR10_OR_STANDIN = DataOptions()
@@ -90,7 +95,7 @@ def _load(source: DataOptions) -> nnlib.Dataset:
     data = nnlib.load_dataset(source.data, root=source.root)
     if data.note:
         print(data.note, file=sys.stderr)
-    return data.subset(source.train_images) if source.train_images else data
+    return data if source.train_images is None else data.subset(source.train_images)
 
 
 def hyperparameters(recipe: str | None, config: Path | None, options: Any) -> Hyperparameters:
@@ -110,16 +115,18 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise HyperparameterError(f"config: {path} is no TOML or JSON file of fields and values ({error}).") from None
 
 
-def _estimate(hp: Hyperparameters, data: nnlib.Dataset, times: float = 1, threads: int | None = None) -> Record:
-    """Say what training ``times`` times would take, after twenty steps that are measured and not kept."""
+def _estimate(
+    hp: Hyperparameters, data: nnlib.Dataset, runs: int = 1, times: float = 1, threads: int | None = None
+) -> Record:
+    """Say what ``runs`` would take, ``times`` a whole training, after twenty steps that are measured and not kept."""
     tracemalloc.start()
-    trainer = nnlib.Trainer(hp, data, progress=False)
+    trainer = nnlib.Trainer(hp, data, progress=False, threads=threads)
     model, steps = trainer.model, hp.epochs * trainer.steps_per_epoch
     with blas_threads(threads or useful_threads(model, hp.batch_size)):
         seconds = times * steps * statistics.median(timeit.repeat(trainer.train_step, number=1, repeat=20))
     memory = tracemalloc.get_traced_memory()[1] + sum(s.images.nbytes for s in (data.train, data.valid, data.test))
     tracemalloc.stop()
-    found = {"hyperparameters": hp.to_dict(), "layers": model.layer_sizes, "steps": steps, "runs": times}
+    found = {"hyperparameters": hp.to_dict(), "layers": model.layer_sizes, "steps": steps, "runs": runs}
     found |= {"parameters": sum(p.size for p in model.parameters.values()), "memory_mb": round(memory / 1e6)}
     return found | {"training_seconds": seconds, "estimated_time": str(timedelta(seconds=round(seconds)))}
 
@@ -136,7 +143,7 @@ def train(
     resume: bool = True,
     quiet: Flag = False,
     init: tuple[Path, ...] = (),
-    threads: int | None = None,
+    threads: Whole | None = None,
     dry_run: DryRun = False,
     source: DataOptions = CIFAR10_OR_STANDIN,
     options: Overrides = None,
@@ -156,6 +163,7 @@ def train(
     folder = run_dir or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     first = [nnlib.load_model(path) for path in init]
     begin = nnlib.join(first) if len(first) > 1 else first[0] if first else None
+    print(f"training in {folder}; first, the preprocessing is fitted to {len(data.train):,} images", file=sys.stderr)
     run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads)
     go_on = {"to go on": f"the same command with --run-dir {folder}"} if run.stopped == "interrupted" else {}
     return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz", **go_on}
@@ -179,7 +187,7 @@ def test(
 
 
 @app.command
-def visualize(model: Model, /, *, output: Path = Path("figures")) -> Record:
+def visualize(model: Model, /, *, output: Path = Path("figures", "weights")) -> Record:
     """Draw every layer's weights, freshly initialised and trained: histograms, heat maps, and the first as images.
 
     Args:
@@ -189,13 +197,13 @@ def visualize(model: Model, /, *, output: Path = Path("figures")) -> Record:
 
     loaded = nnlib.load_model(model)
     before, after = loaded.initial_parameters(), loaded.parameters
+    output.mkdir(parents=True, exist_ok=True)
     figures = {"weight_histograms": plots.weight_histograms(before, after)}
     figures["weight_heatmaps"] = plots.weight_heatmaps(before, after)
     for name, parameters in {"initial": before, "trained": after}.items():
         filters = plots.filters_of(loaded, parameters["W1"])
         if filters.shape[1] == 3 * 32 * 32:  # a network for other data than CIFAR-10's shape has no such images
             figures[f"first_layer_{name}"] = plots.first_layer_images(filters)
-    output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=150)
     return {name: output / f"{name}.png" for name in figures}
@@ -208,12 +216,12 @@ def search(
     recipe: Recipe = None,
     config: Config = None,
     method: Literal["grid", "random", "tpe", "halving"] = "grid",
-    n_trials: int | None = None,
-    workers: int = 1,
+    n_trials: Whole | None = None,
+    workers: Whole = 1,
     scheduler: str | None = None,
     directory: Path | None = None,
-    search_seed: int = 0,
-    seeds: int = 1,
+    search_seed: Whole = 0,
+    seeds: Whole = 1,
     dry_run: DryRun = False,
     source: DataOptions = CIFAR10_OR_STANDIN,
     options: Overrides = None,
@@ -224,7 +232,7 @@ def search(
         vary: A field and its values, once for each: learning_rate=0.01,0.05 or hidden_sizes=[64],[128,64]; for random,
             tpe and halving also a range, logarithmic if above 0: l2=1e-5..1e-2.
         method: How points are chosen.
-        n_trials: How many points are tried [default for a grid: all].
+        n_trials: How many points are tried [default: 20; of a grid all, and in halving the grid's or 27].
         workers: Processes at work at the same time.
         scheduler: Address of a Dask scheduler, tcp://HOST:8786, whose workers train instead.
         directory: Folder of the record; a stopped search goes on there.
@@ -234,29 +242,34 @@ def search(
     if not vary:
         raise HyperparameterError("there is nothing to search: name fields and values with --vary.")
     base = hyperparameters(recipe, config, options)
-    space, data = checked(dict(map(_parse_vary, vary)), base), _load(source)
-    if dry_run:  # at the base's settings, all trials to their ends
-        grid = math.prod(len(values) for values in space.values() if isinstance(values, list))
-        return _estimate(base, data, (n_trials or grid) * seeds / workers)
+    space = checked(dict(map(_parse_vary, vary)), base)
+    if len(space) < len(vary):
+        raise HyperparameterError("vary: a field stands there twice; name it once, with all of its values.")
+    data = _load(source)
+    if dry_run:  # at the base's settings
+        rungs = plan(SearchResults(base, {}, method, space=space, seeds=seeds), n_trials, workers)
+        times = sum(n * more for n, _, more in rungs) * seeds / base.epochs / workers
+        return _estimate(base, data, rungs[0][0] * seeds, times)
     folder = directory or Path("runs") / f"search-{datetime.now():%Y%m%d-%H%M%S}"
     results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, scheduler, folder, seeds=seeds)
+    best = results.best.settings
     ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
     print((results.mean_over_seeds() if seeds > 1 else ranked).head(20).to_string(index=False))
-    return {"search": str(results), "best": results.best.settings, "every trial": folder / "results.json"}
+    return {"search": str(results), "best": best, "every trial": folder / "results.json"}
 
 
 def _parse_vary(text: str) -> tuple[str, Any]:
-    """Read ``name=value,value``, JSON where it is JSON and words otherwise, or a range ``name=low..high``."""
+    """Read ``name=value,value``, JSON but for the quotes around words, or a range ``name=low..high``."""
     name, equals, values = text.partition("=")
     if not equals or not values:
         raise HyperparameterError(f"vary: {text!r} is not allowed; a field and its values, as in l2=0,0.001.")
     low, dots, high = values.partition("..")
     try:
-        parsed = json.loads(f"[{low}, {high}]" if dots else f"[{values}]")
+        parsed = json.loads(f"[{low}, {high}]" if dots else WORD.sub(r'"\g<0>"', f"[{values}]"))
         if dots:
             parsed = Range(parsed[0], parsed[1], log=parsed[0] > 0, whole={type(end) for end in parsed} == {int})
-    except json.JSONDecodeError:
-        parsed = [value.strip() for value in values.split(",")]
+    except (ValueError, TypeError) as error:
+        raise HyperparameterError(f"vary: {text!r} is not allowed; {error}") from None
     return name.replace("-", "_"), parsed
 
 
@@ -368,11 +381,14 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(found, indent=2, default=str)) if "--json" in flags else _show(found)
         return int(not found.get("ok", True))
     except KeyboardInterrupt:
+        print("nnlib: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if "--debug" in flags:
             traceback.print_exc()
         text, ours = " ".join(str(error).split()), isinstance(error, NNLibError | CycloptsError)
+        if isinstance(error, OSError) and error.filename:
+            text, ours = f"{error.filename}: {error.strerror}; name another place.", True
         print("nnlib:", text if ours else f"{type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
         return 2 if isinstance(error, CycloptsError | HyperparameterError) else 1
 

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,8 @@ def stratified(labels: Array, n: int, seed: int) -> tuple[Array, Array]:
     Of all indices in the order of their classes, at random within each, every N/n-th is chosen, so that each class
     is less than one image off its share. Raises DataError if there are fewer than ``n``.
     """
-    if not 0 <= n <= len(labels):
-        raise DataError(f"{n:,} images cannot be set aside from {len(labels):,}.")
+    if not isinstance(n, Integral) or not 0 <= n <= len(labels):
+        raise DataError(f"{n:,} images cannot be set aside from {len(labels):,}; a whole number up to that is needed.")
     order = np.argsort(standin.random_words(len(labels), seed), kind="stable")
     by_class = order[np.argsort(labels[order], kind="stable")]
     chosen = np.zeros(len(labels), bool)

@@ -45,8 +45,8 @@ def evaluate(model: MLP, split: Split, batch_size: int = 2500) -> Evaluation:
 
     Raises HyperparameterError if there are no images or they do not fit the model.
     """
-    if not len(split.labels):
-        raise HyperparameterError("split: there are no images in it.")
+    if not isinstance(split, Split) or not len(split):
+        raise HyperparameterError(f"split: {split!r:.40} holds no images; data.test, data.valid or data.train does.")
     logits = model.predict_logits(split.images, batch_size)
     loss, _ = softmax_cross_entropy(logits, split.labels)
     predicted, k = logits.argmax(axis=1), logits.shape[1]

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nnlib.activations import ACTIVATIONS, get_activation
+from nnlib.activations import ACTIVATIONS, Activation, get_activation, own_activations
 from nnlib.errors import HyperparameterError, did_you_mean, one_of
 from nnlib.initialisation import INITIALISATIONS
 from nnlib.schedules import SCHEDULES
@@ -140,10 +140,19 @@ class Hyperparameters:
                 raise HyperparameterError(f"{name}: there is no such hyperparameter. {did_you_mean(name, known)}")
         return cls(**values)
 
+    def __reduce__(self) -> Any:
+        """Another process gets to know one's own activations together with the hyperparameters."""
+        return _unpickled, (own_activations(), vars(self))
+
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> "Hyperparameters":
         """Return the recipe called ``name``, with some fields changed if wanted; ``RECIPES`` lists them all."""
         return RECIPES[one_of(RECIPES, "recipe", name)].replace(**changes)
+
+
+def _unpickled(activations: Mapping[str, type[Activation]], values: Mapping[str, Any]) -> Hyperparameters:
+    ACTIVATIONS.update(activations)
+    return Hyperparameters(**values)
 
 
 RECIPES: dict[str, Hyperparameters] = {}

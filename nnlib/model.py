@@ -252,7 +252,8 @@ class MLP:
     def _refuse_unfit(self, x: Array) -> None:
         width = self.layer_sizes[0]
         if x.ndim != 2 or x.shape[1] != width or not len(x):
-            raise HyperparameterError(f"x: its shape is {x.shape}, but (B, {width}) with B of at least 1 is needed.")
+            needed = f"but (B, {width}) with B of at least 1 is needed; images go through model.inputs(images) first"
+            raise HyperparameterError(f"x: its shape is {x.shape}, {needed}.")
         if x.dtype != self.dtype and self.dtype.kind == "f":
             remedy = "use x.astype(model.dtype), or model.inputs(images) for uint8 images, or MLP(..., dtype=...)"
             raise HyperparameterError(f"x: it is {x.dtype}, but the network is {self.dtype}; {remedy}.")
@@ -304,6 +305,16 @@ def fingerprint(parameters: dict[str, Array]) -> str:
     for name, p in parameters.items():
         digest.update(f"{name} {p.shape}".encode() + p.astype("<f4").tobytes())
     return digest.hexdigest()[:16]
+
+
+def useful_threads(model: MLP, batch_size: int) -> int:
+    """Return how many BLAS threads a step's products can use: one for each 32 million multiplications going forward.
+
+    With less to do they wait for each other longer than they work; 07_performance measures it.
+    """
+    arrays = [*model.parameters.values(), *(model.preprocessing.arrays.values() if model.preprocessing else ())]
+    weights = sum(a.size for a in arrays if a.ndim == 2)
+    return max(batch_size * weights // 32_000_000, 1)
 
 
 def _checked_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -97,14 +97,16 @@ def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) 
             notebook,
             timeout=CELL_TIMEOUT,
             kernel_name="python3",
-            extra_arguments=["--log-level=40"],  # errors only: the kernel warns of its own transport at each start
+            extra_arguments=["--log-level=50"],  # the kernel warns of its transport at each start, and at Ctrl-C
             coalesce_streams=True,
             record_timing=False,
             on_cell_complete=lambda **_: bar.update(),
         )
         try:
             client.execute(env=env, cwd=str(folder))
-        except (CellControlSignal, DeadKernelError) as error:
+        except (CellControlSignal, DeadKernelError, AssertionError) as error:
+            if hasattr(client, "_async_cleanup_kernel_future"):  # nbclient has ended the kernel, because of Ctrl-C
+                raise KeyboardInterrupt from None
             return error
     return None
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+MANY = 999  # threads: as many as there are
 
 
 @cache

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from nnlib.checkpoints import write_text
-from nnlib.errors import CheckpointError, HyperparameterError
+from nnlib.errors import CheckpointError, NNLibError
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.spaces import Range, Settings, make_study
 
@@ -79,7 +79,7 @@ class SearchResults:
     def best_by(self, select_by: str) -> Trial:
         """Return the best trial of the setting that is best in the mean over its seeds.
 
-        ``select_by`` is ``"valid_accuracy"`` or ``"valid_loss"``. Raises HyperparameterError if no trial is complete.
+        ``select_by`` is ``"valid_accuracy"`` or ``"valid_loss"``. Raises NNLibError if no trial is complete.
         """
         return max(self._ranked(select_by)[0], key=lambda t: t.merit(select_by))
 
@@ -87,7 +87,8 @@ class SearchResults:
         """Return the trials of each setting with complete ones only, the settings by falling merit."""
         settings = [s for s in by_setting(self.trials) if all(t.status == "complete" for t in s)]
         if not settings:
-            raise HyperparameterError("search: no trial is complete; the reasons stand in results.trials[i].error.")
+            reasons = "the reasons stand in results.trials[i].error, and in its directory's results.json"
+            raise NNLibError(f"search: no trial is complete; {reasons}.")
         return sorted(settings, key=lambda s: -mean_merit(s, select_by))
 
     @property

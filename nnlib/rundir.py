@@ -169,7 +169,7 @@ class RunDirectory:
             return read_arrays(self.last)
         except CheckpointError as error:
             if not self.previous.exists():
-                raise
+                raise CheckpointError(f"{error} Or say resume=False (--no-resume) to start again.") from None
             print(f"{error}\nGoing on from the state before it, {self.previous.name}.")
             state = read_arrays(self.previous)
             self.last.unlink(missing_ok=True)  # or the next save would put it in the place of the good one

@@ -31,6 +31,9 @@ Outcome = tuple[Trial, State]
 Pool = Callable[[], Executor]
 
 
+Rung = tuple[int, int, int]  # how many settings are trained, to the end of which epoch, for how many epochs more
+
+
 def search(
     space: Mapping[str, Any],
     data: Dataset,
@@ -61,12 +64,12 @@ def search(
     base = base or Hyperparameters()
     about = {"source": data.source, "fingerprint": data.fingerprint, "valid_images": len(data.valid)}
     results = SearchResults(base, about, method, space=checked(space, base), seed=seed, seeds=seeds)
-    rungs = _plan(results, n_trials, workers)
+    rungs = plan(results, n_trials, workers)
     with ExitStack() as stack:
+        pool, keep = _pool(executor, workers, data, stack), directory is not None or len(rungs) > 1
         folder = Path(directory or stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(RunDirectory(folder).locked())
         results.trials = _known(folder, results)
-        pool, keep = _pool(executor, workers, data, stack), directory is not None or len(rungs) > 1
         show = _Progress(rungs, seeds, progress)
         stack.callback(show.bar.close)
         ladder = Ladder(results, data, rungs, pool, 0 if executor else workers, folder, keep)
@@ -75,7 +78,8 @@ def search(
                 show(results, trial, epochs)
             shutil.rmtree(folder / "trials", ignore_errors=True)
         except KeyboardInterrupt:
-            print(f"interrupted: {len(results.trials)} trials are recorded.")
+            go_on = f"; the same call with the directory {directory} goes on" if directory else ""
+            print(f"interrupted: {len(results.trials)} trials are recorded{go_on}.")
     return results
 
 
@@ -83,13 +87,13 @@ def search(
 class Ladder:
     """Trains settings on the first of the ``rungs``, and on each further one the best of those before.
 
-    A rung is (how many settings, for how many epochs); all methods but halving have one. ``results`` may hold trials of
-    an earlier call: what they have done is taken from there. The record and the states of trials lie in ``folder``.
+    All methods but halving have one rung. ``results`` may hold trials of an earlier call: what they have done is taken
+    from there. The record and the states of trials lie in ``folder``.
     """
 
     results: SearchResults
     data: Dataset
-    rungs: list[tuple[int, int]]
+    rungs: list[Rung]
     pool: Pool
     workers: int  # of our own, on this machine; 0 for an executor that was given
     folder: Path
@@ -98,7 +102,7 @@ class Ladder:
     def climb(self) -> Iterator[tuple[Trial, int]]:
         """Yield each trial that has ended on a rung, and is on record, with the rung's epochs."""
         base, waiting = self.results.base, self._first_trials()
-        for n, epochs in self.rungs:
+        for n, epochs, _ in self.rungs:
             ended = []
             for trial in self._as_they_end(itertools.islice(waiting, n * self.results.seeds), epochs):
                 if trial.status == "complete" and epochs < base.epochs:
@@ -317,7 +321,7 @@ def _pool(executor: Any, workers: int, data: Dataset, stack: ExitStack) -> Pool:
     return lambda: executor
 
 
-def _plan(asked: SearchResults, n_trials: int | None, workers: int) -> list[tuple[int, int]]:
+def plan(asked: SearchResults, n_trials: int | None, workers: int) -> list[Rung]:
     """Return the rungs of the ladder; HyperparameterError for what is not allowed."""
     method, space, epochs = one_of(METHODS, "method", asked.method), asked.space, asked.base.epochs
     for name, count in {"n_trials": n_trials, "workers": workers, "seeds": asked.seeds}.items():
@@ -333,7 +337,8 @@ def _plan(asked: SearchResults, n_trials: int | None, workers: int) -> list[tupl
     levels = 0
     while method == "halving" and 3 ** (levels + 1) <= min(n, epochs):
         levels += 1
-    return [(n // 3**rung, epochs // 3 ** (levels - rung)) for rung in range(levels + 1)]
+    ends = [0, *(epochs // 3**level for level in range(levels, -1, -1))]
+    return [(n // 3**i, end, end - ends[i]) for i, end in enumerate(ends[1:])]
 
 
 def _size(space: Mapping[str, Any]) -> float:
@@ -359,14 +364,13 @@ class _Progress:
     Where there is neither terminal nor notebook, it prints a line for each.
     """
 
-    def __init__(self, rungs: list[tuple[int, int]], seeds: int, wanted: bool) -> None:
+    def __init__(self, rungs: list[Rung], seeds: int, wanted: bool) -> None:
         from tqdm.auto import tqdm
 
-        before = [0, *(epochs for _, epochs in rungs)]
-        self.gain = {epochs: epochs - b for (_, epochs), b in zip(rungs, before, strict=False)}
+        self.gain = {epochs: more for _, epochs, more in rungs}
         self.table, self.handle = wanted and in_notebook(), None
         live = wanted and (self.table or sys.stderr.isatty())
-        self.lines, total = wanted and not live, sum(n * seeds * self.gain[epochs] for n, epochs in rungs)
+        self.lines, total = wanted and not live, sum(n * seeds * more for n, _, more in rungs)
         self.bar = tqdm(total=total, unit="epoch", dynamic_ncols=True, **{} if live else {"disable": True})
 
     def __call__(self, results: SearchResults, trial: Trial, epochs: int) -> None:
@@ -374,7 +378,8 @@ class _Progress:
         select_by = results.base.select_by
         self.bar.update(self.gain[epochs])
         if self.lines:
-            print(f"trial {trial.number} {trial.status}: {trial.error or describe(trial)}")
+            failed = f"trial {trial.number} {trial.status}: {trial.error}"
+            print(failed if trial.error else f"{trial.status}: {describe(trial)}")
         if ended := [t for t in results.trials if t.epochs]:
             self.bar.set_postfix_str(f"best: {describe(max(ended, key=lambda t: t.merit(select_by)))}")
         if self.table:

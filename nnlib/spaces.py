@@ -62,8 +62,9 @@ def checked(space: Mapping[str, Any], base: Hyperparameters) -> dict[str, Any]:
 
     Raises HyperparameterError for an empty space, or for the first value that is not allowed, with what is.
     """
-    if not space:
-        raise HyperparameterError("space: it is empty; give lists or ranges, such as {'learning_rate': [0.01, 0.1]}.")
+    if not isinstance(space, Mapping) or not space:
+        remedy = "give lists or ranges, such as {'learning_rate': [0.01, 0.1]}"
+        raise HyperparameterError(f"space: {space!r:.40} is not allowed; {remedy}.")
     ready: dict[str, Any] = {}
     for name, values in space.items():
         if isinstance(values, Range):

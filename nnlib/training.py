@@ -28,10 +28,10 @@ from nnlib.errors import DataError, HyperparameterError, TrainingDiverged
 from nnlib.evaluation import evaluate
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.losses import softmax_cross_entropy
-from nnlib.model import MLP, Array, Loss, fingerprint
+from nnlib.model import MLP, Array, Loss, fingerprint, useful_threads
 from nnlib.optimizers import SGD
 from nnlib.preprocessing import fit_preprocessing
-from nnlib.products import blas_threads
+from nnlib.products import MANY, blas_threads
 from nnlib.rundir import Record, RunDirectory
 from nnlib.schedules import make_schedule
 
@@ -122,13 +122,19 @@ class Trainer:
 
     def __post_init__(self) -> None:
         hp, data = self.hp, self.data
+        if not isinstance(hp, Hyperparameters) or not isinstance(data, Dataset):
+            found = f"{type(hp).__name__} and {type(data).__name__}"
+            raise HyperparameterError(f"hp, data: these are {found}; Hyperparameters and a Dataset are needed.")
+        if not isinstance(self.callbacks, list | tuple) or any(isinstance(each, type) for each in self.callbacks):
+            raise HyperparameterError(f"callbacks: {self.callbacks!r} is not allowed; a list of objects: [LivePlot()].")
         if not len(data.train) or not len(data.valid):
             raise DataError(f"{len(data.train)} training and {len(data.valid)} validation images: both are needed.")
         if self.keep_best < 1 or (self.keep_best > 1 and self.run_dir is None):
             raise HyperparameterError(f"keep_best: {self.keep_best} is not allowed; 1, or more with a run_dir.")
         if self.threads is not None and self.threads < 1:
             raise HyperparameterError(f"threads: {self.threads} is not allowed; at least 1, or None.")
-        self.model = build_model(hp, data, self.init)
+        with blas_threads(self.threads or MANY):  # whitening fits a large matrix
+            self.model = build_model(hp, data, self.init)
         self.initial = {"seed": hp.seed, "sha256": fingerprint(self.model.parameters)}
         self.first_norms = {n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"}
         self.loss_function = self.loss or partial(softmax_cross_entropy, label_smoothing=hp.label_smoothing)
@@ -335,6 +341,9 @@ class RangeTest:
         """A tenth of the rate at which the loss was lowest: the loss falls fast there, and far from diverging."""
         return float(self.rates[self.losses.argmin()]) / 10
 
+    def __repr__(self) -> str:
+        return f"RangeTest: suggestion {self.suggestion:.2g}, of {len(self.rates)} rates up to {self.rates[-1]:.2g}"
+
 
 def find_learning_rate(
     hp: Hyperparameters, data: Dataset, low: float = 1e-5, high: float = 10.0, steps: int = 200
@@ -386,13 +395,3 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
             raise HyperparameterError(f"init: its layers are {given}, but hp and data need {needed}.")
         model.parameters = {name: p.astype(model.dtype) for name, p in init.parameters.items()}
     return model
-
-
-def useful_threads(model: MLP, batch_size: int) -> int:
-    """Return how many BLAS threads a step's products can use: one for each 32 million multiplications going forward.
-
-    With less to do they wait for each other longer than they work; 07_performance measures it.
-    """
-    arrays = [*model.parameters.values(), *(model.preprocessing.arrays.values() if model.preprocessing else ())]
-    weights = sum(a.size for a in arrays if a.ndim == 2)
-    return max(batch_size * weights // 32_000_000, 1)

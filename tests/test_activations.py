@@ -136,3 +136,9 @@ def test_ones_own_takes_one_decorator_and_is_checked_like_the_others(monkeypatch
         assert nnlib.check_gradients(right, x, labels, method=method).ok
         assert not nnlib.check_gradients(wrong, x, labels, method=method).ok
     assert nnlib.Hyperparameters(activation="cube").activation == "cube"
+    assert register_activation("cube")(WrongCube) is WrongCube  # again, as a cell that runs twice does
+    for given, words in ((Cube, "write @nnlib.register_activation"), ("relu", "that nnlib does not use itself")):
+        with pytest.raises(nnlib.HyperparameterError, match=words):
+            register_activation(given)
+    with pytest.raises(nnlib.HyperparameterError, match=r"no subclass of nnlib\.Activation"):
+        register_activation("twice")(float)

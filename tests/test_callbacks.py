@@ -300,6 +300,7 @@ def test_the_range_test_finds_where_the_loss_falls_and_where_it_explodes():
     assert found.losses[0] == pytest.approx(math.log(3), abs=0.5) and lowest < found.losses[0] - 0.2
     assert (found.losses[:-1] <= 4 * np.minimum.accumulate(found.losses)[:-1]).all() and found.losses[-1] > 2 * lowest
     assert found.suggestion == found.rates[found.losses.argmin()] / 10
+    assert repr(found).startswith(f"RangeTest: suggestion {found.suggestion:.2g}, of {len(found.rates)} rates")
     good, bad = (train(hp.replace(learning_rate=r), data) for r in (found.suggestion, found.suggestion / 100))
     assert good.best["valid_loss"] < bad.best["valid_loss"]
     again = nnlib.find_learning_rate(hp, data, 1e-4, 1000.0, steps=120)

@@ -110,8 +110,9 @@ def test_dry_run_measures_and_writes_nothing(capsys):
     assert found["hyperparameters"]["hidden_sizes"] == [16, 8] and found["hyperparameters"]["l2"] == 0
     assert found["steps"] == 14 and 0 < found["training_seconds"] < 60 and 1 <= found["memory_mb"] < 500
     search = ["search", "--dry-run", "--vary", "l2=0,0.1,0.2", "--vary", "momentum=0,0.5", "--seeds", "2"]
-    assert "runs: 6" in given(capsys, *search, "--workers", "2", *SMALL)[1]
-    assert "runs: 9" in given(capsys, *search[:4], "--method", "random", "--n-trials", "9", *SMALL)[1]
+    assert "runs: 12" in given(capsys, *search, "--workers", "2", *SMALL)[1]
+    assert "runs: 9" in given(capsys, *search[:4], "--vary", "seed=0..99", "--method", "random", "--n-trials", "9")[1]
+    assert "runs: 20" in given(capsys, "search", "--dry-run", "--vary", "l2=0.1..1", "--method", "tpe", *SMALL)[1]
     assert not list(Path().iterdir())
 
 
@@ -180,7 +181,12 @@ def test_run_folder_by_default(capsys):
         (["report", "--to", "word"], 2, "--to"),
         (["search"], 2, "nothing to search"),
         (["search", "--vary", "l2"], 2, "vary: 'l2' is not allowed"),
+        (["search", "--vary", "l2=0,1", "--vary", "l2=2"], 2, "vary: a field stands there twice"),
+        (["search", "--vary", "l2=3..1"], 2, "vary: 'l2=3..1' is not allowed; range"),
+        (["search", "--vary", "learning_rate=0.1,abc"], 2, "learning_rate: 'abc' is not allowed"),
         (["report", "--notebooks-dir", "absent"], 1, "there are no notebooks"),
+        (["train", "--epochs", "1.5"], 2, "--epochs"),
+        (["train", "--hidden-sizes", "8", "2.5"], 2, "--hidden-sizes"),
     ],
 )
 def test_errors_are_one_line_and_the_status_says_who_erred(capsys, arguments, status, message):
@@ -203,12 +209,39 @@ def test_a_bug_is_one_line_too(capsys, monkeypatch: pytest.MonkeyPatch):
     )
 
 
-def test_interrupt(monkeypatch: pytest.MonkeyPatch):
+def test_interrupt(capsys, monkeypatch: pytest.MonkeyPatch):
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(nnlib, "load_model", interrupt)
-    assert cli.run(["test", "x.npz"]) == 130
+    assert given(capsys, "test", "x.npz") == (130, "", "nnlib: interrupted\n")
+
+
+def test_what_cannot_be_is_said_once_the_data_are_there(capsys):
+    status, out, err = given(capsys, "search", "--dry-run", "--vary", "l2=0.1..1", *SMALL)
+    assert (status, out) == (2, "") and err.splitlines()[-1].startswith("nnlib: l2: a grid needs a list")
+    status, out, err = given(capsys, "train", "--train-images", "0", *SMALL)
+    assert (status, out) == (1, "") and "0 training and 50 validation images" in err.splitlines()[-1]
+
+
+def test_a_search_without_a_result_says_where_the_reasons_are(capsys):
+    status, _, err = given(capsys, "search", "--vary", "learning_rate=900,1000", "--directory", "s", *SMALL)
+    assert status == 1 and "no trial is complete" in err and "results.json" in err
+    assert "the loss is" in Path("s/results.json").read_text()
+
+
+def test_a_place_that_cannot_be_written_is_named(capsys):
+    assert train(capsys)[0] == 0
+    Path("file").touch()
+    for arguments in (["visualize", "r", "--output", "file"], ["visualize", "r", "--output", "file/x"]):
+        status, out, err = given(capsys, *arguments)
+        assert (status, out) == (1, "") and err.startswith("nnlib: file") and err.endswith("; name another place.\n")
+
+
+@pytest.mark.parametrize("command", [["train"], ["search"], ["data", "info"], ["report"]])
+def test_every_help_tells_of_what_goes_with_every_command(capsys, command):
+    out = given(capsys, *command, "--help")[1]
+    assert "--json" in out and "--debug" in out
 
 
 @pytest.mark.parametrize(
@@ -219,6 +252,9 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch):
         ("hidden_sizes=[64],[128,64]", ("hidden_sizes", [[64], [128, 64]])),
         ("activation=relu, tanh", ("activation", ["relu", "tanh"])),
         ("flip=true,false", ("flip", [True, False])),
+        ("activation=leaky_relu(0.2),[relu,tanh]", ("activation", ["leaky_relu(0.2)", ["relu", "tanh"]])),
+        ('schedule="cosine",constant', ("schedule", ["cosine", "constant"])),
+        ("l2=1e-5,truest", ("l2", [1e-5, "truest"])),
     ],
 )
 def test_values_to_vary(text: str, expected: tuple[str, list[object]]):

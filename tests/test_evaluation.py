@@ -43,6 +43,9 @@ def test_raw_images():
 def test_no_images_are_refused():
     with pytest.raises(nnlib.HyperparameterError, match="no images"):
         nnlib.evaluate(ECHO, nnlib.Split(X[:0], np.zeros(0, int)))
+    data = nnlib.Dataset.from_arrays(np.zeros((50, 3)), np.arange(50) % 2)
+    with pytest.raises(nnlib.HyperparameterError, match=r"^split: Dataset\(.* holds no images; data.test, data"):
+        nnlib.evaluate(ECHO, data)  # type: ignore[arg-type]
 
 
 def test_images_and_labels_that_do_not_fit_are_refused():

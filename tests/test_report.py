@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -208,6 +210,26 @@ def test_figures_bear_the_number_of_their_notebook(name: str, number: str):
     first, second = (page_of(new_code_cell("x", outputs=[picture("a dot")]), name=n) for n in ("01_page", name))
     html = render([first, second], {"Data": "standin"})
     assert "Figure 1.1." in html and f"Figure {number}." in html
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_notebooks_run(course: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        report.build(tmp_path / "file", dataset="standin", notebooks_dir=course)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signal to one process")
+def test_ctrl_c_ends_the_report_in_one_line(tmp_path: Path):
+    write_notebook(tmp_path / "01_waits.ipynb", new_markdown_cell("# W"), new_code_cell("import time; time.sleep(99)"))
+    write_notebook(tmp_path / "02_next.ipynb", new_markdown_cell("# N"), new_code_cell("open('begun', 'w')"))
+    command = [sys.executable, "-m", "nnlib", "report", "--data", "standin", "--notebooks-dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        while not (tmp_path / "report/figures").exists():  # then it has begun
+            time.sleep(0.1)
+        time.sleep(8)  # the kernel is at work
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (130, "nnlib: interrupted\n") and not (tmp_path / "begun").exists()
 
 
 def test_pdf_without_a_browser_says_what_to_install(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -181,7 +181,8 @@ KILLED = """
 import os, random, signal, sys
 from pathlib import Path
 import nnlib
-from nnlib.training import Trainer, useful_threads
+from nnlib.model import useful_threads
+from nnlib.training import Trainer
 sys.path.insert(0, sys.argv[1])
 from small_runs import DATA, EVERYTHING, on_disk, same
 

@@ -12,11 +12,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
 import nnlib
-from nnlib.searching import search
+from nnlib.searching import plan, search
 
 BASE = nnlib.Hyperparameters(hidden_sizes=(8,), epochs=3, batch_size=50, momentum=0.9)
 SPACE = {"learning_rate": [0.003, 0.03], "hidden_sizes": [(8,), (12, 6)]}
@@ -57,6 +58,12 @@ def test_sampling_stays_in_its_ranges_and_is_fixed_by_its_seed(data, method):
     assert all(1e-3 <= s["learning_rate"] <= 1e-1 and 20 <= s["batch_size"] <= 60 for s in settings[0])
 
 
+def test_the_ladder_of_halving():
+    asked = nnlib.SearchResults(BASE.replace(epochs=9), {}, "halving", space={"seed": [1, 2, 3]})
+    assert plan(asked, None, 1) == [(3, 3, 3), (1, 9, 6)]  # three for three epochs, the best for six more
+    assert plan(asked, 2, 1) == [(2, 9, 9)]
+
+
 def test_halving_trains_few_to_the_end_and_its_winner_as_if_alone(data):
     base = BASE.replace(epochs=9)
     space = {"learning_rate": [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3]}
@@ -94,7 +101,7 @@ def test_a_diverging_and_a_crashing_trial_are_recorded_and_stop_nobody(data):
     )
 
 
-def test_an_interrupted_search_goes_on_and_runs_no_trial_twice(data, tmp_path, monkeypatch):
+def test_an_interrupted_search_goes_on_and_runs_no_trial_twice(data, tmp_path, monkeypatch, capsys):
     module = __import__("nnlib.searching", fromlist=["run_trial"])
     real, calls = module.run_trial, []
 
@@ -107,6 +114,7 @@ def test_an_interrupted_search_goes_on_and_runs_no_trial_twice(data, tmp_path, m
     monkeypatch.setattr(module, "run_trial", counted)
     broken = search(SPACE, data, BASE, directory=tmp_path, progress=False)
     assert len(broken.trials) == 2
+    assert f"2 trials are recorded; the same call with the directory {tmp_path} goes on." in capsys.readouterr().out
     whole = search(SPACE, data, BASE, directory=tmp_path, progress=False)
     assert calls == [0, 1, 2, 2, 3] and [t.number for t in whole.trials] == [0, 1, 2, 3]
     assert nnlib.load_results(tmp_path) == whole
@@ -131,7 +139,8 @@ def test_the_table_has_a_row_a_trial(data):
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({}, "space: it is empty"),
+        ({}, "space: {} is not allowed; give lists or ranges"),
+        (BASE, r"space: Hyperparameters\("),
         ({"learning_rat": [0.1]}, "Did you mean 'learning_rate'"),
         ({"learning_rate": []}, "learning_rate: .* at least one value"),
         ({"learning_rate": [0.1, -1]}, "learning_rate: -1 is not allowed; a number from 0"),
@@ -349,11 +358,31 @@ def test_without_dask_the_error_names_the_command(data, monkeypatch):
         search(SPACE, data, BASE, executor="tcp://localhost:8786", progress=False)
 
 
+def test_a_search_that_is_refused_leaves_no_folder(data, tmp_path):
+    with pytest.raises(nnlib.NNLibError, match="executor: 3 is not allowed"):
+        search(SPACE, data, BASE, directory=tmp_path / "s", executor=3, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_know_ones_own_activations(data, monkeypatch):
+    class Half(nnlib.Activation):
+        def value(self, z, out=None):
+            return np.multiply(z, 0.5, out=out)
+
+        def derivative(self, z, a, out=None):
+            return np.multiply(z * 0 + 1, 0.5, out=out)
+
+    for module in (nnlib.activations, nnlib.hyperparameters):
+        monkeypatch.setattr(module, "ACTIVATIONS", nnlib.activations.ACTIVATIONS | {"half": Half})
+    results = search({"activation": ["half", "relu"]}, data, BASE, workers=2, progress=False)
+    assert [trial.status for trial in results.trials] == ["complete"] * 2, results.trials
+
+
 def test_progress_is_a_line_a_trial_where_there_is_no_terminal(data, capsys):
     search(SPACE, data, BASE.replace(epochs=1))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == [f"trial {i} complete" for i in range(4)]
-    assert all("learning_rate=" in line and "accuracy 0." in line for line in lines)
+    assert all(line.startswith("complete: accuracy 0.") and "learning_rate=" in line for line in lines)
+    assert [f"(trial {i}:" in line for i, line in enumerate(lines)] == [True] * 4
 
 
 def test_a_notebook_has_one_table_that_follows_the_trials():

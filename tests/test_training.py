@@ -15,11 +15,11 @@ import nnlib
 from nnlib.batches import Batches
 from nnlib.callbacks import Callback
 from nnlib.losses import softmax_cross_entropy
-from nnlib.model import MLP
+from nnlib.model import MLP, useful_threads
 from nnlib.optimizers import SGD
 from nnlib.preprocessing import augment, fit_preprocessing
 from nnlib.schedules import make_schedule
-from nnlib.training import Trainer, useful_threads
+from nnlib.training import Trainer
 
 
 def test_two_epochs_against_a_naive_loop():
@@ -185,6 +185,26 @@ def test_a_run_limits_its_own_threads_and_nobody_elses():
     assert blas_threads_now() == before
     with pytest.raises(nnlib.HyperparameterError, match="threads: 0"):
         nnlib.train(PLAIN, DATA, threads=0)
+
+
+def test_the_fit_of_the_preprocessing_is_limited_too(monkeypatch):
+    seen = []
+    real = nnlib.training.build_model
+    monkeypatch.setattr(nnlib.training, "build_model", lambda *a: seen.append(blas_threads_now()) or real(*a))
+    Trainer(PLAIN, DATA, threads=1)
+    assert seen == [{1}]
+
+
+@pytest.mark.parametrize("hp, data", [(DATA, PLAIN), (PLAIN, DATA.train), ("quick", DATA)])
+def test_arguments_in_the_wrong_order_are_refused(hp, data):
+    with pytest.raises(nnlib.HyperparameterError, match="Hyperparameters and a Dataset are needed"):
+        nnlib.train(hp, data)
+
+
+@pytest.mark.parametrize("callbacks", [[Callback], Callback(), "line"])
+def test_callbacks_that_are_no_list_of_objects_are_refused(callbacks):
+    with pytest.raises(nnlib.HyperparameterError, match=r"^callbacks: .* a list of objects"):
+        nnlib.train(PLAIN, DATA, callbacks=callbacks)
 
 
 def test_useful_threads_grow_with_the_work():
