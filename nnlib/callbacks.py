@@ -67,8 +67,7 @@ class ProgressBar(Callback):
             t = trainer.tally
             text = f"loss {t.loss / max(t.seen, 1):.3f}, {t.seen / max(t.seconds, 1e-9):,.0f} images/s"
             valid = f", valid accuracy {trainer.history[-1]['valid_accuracy']:.4f}" if trainer.history else ""
-            epoch = min(trainer.epoch + 1, trainer.until)
-            self.bar.set_description(f"epoch {epoch}/{trainer.until}", refresh=False)
+            self.bar.set_description(f"epoch {min(trainer.epoch + 1, trainer.until)}/{trainer.until}", refresh=False)
             self.bar.set_postfix_str(text + valid, refresh=False)
 
     def on_end(self, trainer: "Trainer") -> None:

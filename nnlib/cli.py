@@ -48,8 +48,7 @@ Whole = Annotated[int, Parameter(converter=lambda _, tokens: int(tokens[0].value
 
 def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
     """Turn one field of ``Hyperparameters`` into an option whose value is None unless it was given."""
-    # one word, or one for each layer: words, then
-    hint = next((part for part in get_args(hint) if get_origin(part) is tuple), hint)
+    hint = next((part for part in get_args(hint) if get_origin(part) is tuple), hint)  # of a word or words: words
     hint = {int: Whole, tuple[int, ...]: tuple[Whole, ...]}.get(hint, hint)
     if options := f.metadata.get("options"):
         hint = Literal[tuple(options)]
@@ -252,6 +251,8 @@ def search(
         return _estimate(base, data, rungs[0][0] * seeds, times)
     folder = directory or Path("runs") / f"search-{datetime.now():%Y%m%d-%H%M%S}"
     results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, scheduler, folder, seeds=seeds)
+    if not results.trials:
+        raise KeyboardInterrupt  # it came before the first one's end
     best = results.best.settings
     ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
     print((results.mean_over_seeds() if seeds > 1 else ranked).head(20).to_string(index=False))

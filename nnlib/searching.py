@@ -78,8 +78,8 @@ def search(
                 show(results, trial, epochs)
             shutil.rmtree(folder / "trials", ignore_errors=True)
         except KeyboardInterrupt:
-            go_on = f"; the same call with the directory {directory} goes on" if directory else ""
-            print(f"interrupted: {len(results.trials)} trials are recorded{go_on}.")
+            place = f" in {directory}: the same call goes on from there" if directory else ""
+            print(f"interrupted: {len(results.trials)} trials are recorded{place}.")
     return results
 
 

@@ -123,8 +123,7 @@ class Trainer:
     def __post_init__(self) -> None:
         hp, data = self.hp, self.data
         if not isinstance(hp, Hyperparameters) or not isinstance(data, Dataset):
-            found = f"{type(hp).__name__} and {type(data).__name__}"
-            raise HyperparameterError(f"hp, data: these are {found}; Hyperparameters and a Dataset are needed.")
+            raise HyperparameterError(f"hp, data: give Hyperparameters and a Dataset, not {hp!r:.20}, {data!r:.20}.")
         if not isinstance(self.callbacks, list | tuple) or any(isinstance(each, type) for each in self.callbacks):
             raise HyperparameterError(f"callbacks: {self.callbacks!r} is not allowed; a list of objects: [LivePlot()].")
         if not len(data.train) or not len(data.valid):

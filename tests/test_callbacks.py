@@ -147,8 +147,10 @@ def test_a_second_ctrl_c_ends_at_once():
         interrupt(trainer)
         interrupt(trainer)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background jobs of shells lack
     with pytest.raises(KeyboardInterrupt):
         train(PLAIN, DATA, At(10, twice))
+    signal.signal(signal.SIGINT, before)
 
 
 INTERRUPTED = """

@@ -230,6 +230,13 @@ def test_a_search_without_a_result_says_where_the_reasons_are(capsys):
     assert "the loss is" in Path("s/results.json").read_text()
 
 
+def test_a_search_interrupted_before_its_first_result_says_so(capsys, monkeypatch: pytest.MonkeyPatch):
+    empty = nnlib.SearchResults(Hyperparameters(), {}, "grid")
+    monkeypatch.setattr(nnlib, "search", lambda *arguments, **options: empty)
+    status, out, err = given(capsys, "search", "--vary", "l2=0,1", *SMALL)
+    assert (status, out) == (130, "") and err.splitlines()[-1] == "nnlib: interrupted"
+
+
 def test_a_place_that_cannot_be_written_is_named(capsys):
     assert train(capsys)[0] == 0
     Path("file").touch()

@@ -103,18 +103,24 @@ def test_playground_draws_twice_a_second_and_stops(playground):
     assert np.median(np.diff(times)) < 0.5 * 2  # twice as long as it should be, for machines that are busy
 
 
-def test_playground_pauses_and_goes_on(playground):
-    def stands_still():
-        before = playground.status.value
-        time.sleep(0.6)
-        return playground.status.value == before
+class Gate(threading.Event):
+    """An event that tells whether somebody waits for it."""
 
+    waiting = False
+
+    def wait(self, timeout=None):
+        self.waiting = not self.is_set()
+        return super().wait(timeout)
+
+
+def test_playground_pauses_and_goes_on(playground):
+    playground.going = gate = Gate()
     playground.controls["epochs"].value = 10_000
     playground.buttons["Start"].click()
     until(lambda: "steps" in playground.status.value)
     playground.pause.value = True
     assert playground.pause.description == "Resume"
-    until(stands_still)
+    until(lambda: gate.waiting)
     status = playground.status.value
     time.sleep(0.6)
     assert playground.status.value == status

@@ -197,7 +197,7 @@ def test_the_fit_of_the_preprocessing_is_limited_too(monkeypatch):
 
 @pytest.mark.parametrize("hp, data", [(DATA, PLAIN), (PLAIN, DATA.train), ("quick", DATA)])
 def test_arguments_in_the_wrong_order_are_refused(hp, data):
-    with pytest.raises(nnlib.HyperparameterError, match="Hyperparameters and a Dataset are needed"):
+    with pytest.raises(nnlib.HyperparameterError, match="give Hyperparameters and a Dataset, not"):
         nnlib.train(hp, data)
 
 
