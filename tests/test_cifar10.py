@@ -27,7 +27,8 @@ def test_verify_and_data_root(root, monkeypatch):
     standing = cifar10.verify(root)
     assert standing.pop("test_batch") == "official" and standing.pop("data_batch_3") == "missing"
     assert set(standing.values()) == {"other bytes"} and len(standing) == 5
-    assert cifar10.data_root() == Path(cifar10.__file__).parents[1] / "data"  # of this checkout
+    above = Path(cifar10.__file__).parents[1]
+    assert cifar10.data_root() == (above if (above / "pyproject.toml").exists() else Path()) / "data"  # of a checkout
     monkeypatch.setenv("NNLIB_DATA_DIR", "/named")
     assert cifar10.data_root() == Path("/named") and cifar10.data_root("x") == Path("x")
 

@@ -26,7 +26,7 @@ def playground(data):
     yield playground
     playground.close()
     if playground.thread:
-        playground.thread.join(20)
+        playground.thread.join(120)
         assert not playground.thread.is_alive()
 
 
@@ -97,7 +97,7 @@ def test_playground_draws_twice_a_second_and_stops(playground):
     playground.buttons["Start"].click()
     until(lambda: len(times) > 6)
     playground.buttons["Stop"].click()
-    playground.thread.join(20)
+    playground.thread.join(120)
     assert not playground.thread.is_alive()
     assert "stopped" in playground.status.value
     assert np.median(np.diff(times)) < 0.5 * 2  # twice as long as it should be, for machines that are busy
@@ -128,7 +128,7 @@ def test_playground_pauses_and_goes_on(playground):
     until(lambda: playground.status.value != status)
     playground.pause.value = True
     playground.buttons["Stop"].click()  # a paused run can be stopped
-    playground.thread.join(20)
+    playground.thread.join(120)
     assert not playground.thread.is_alive()
     assert playground.pause.description == "Pause"
 
@@ -148,28 +148,28 @@ def test_only_one_playground_trains(playground, data):
     playground.start()
     until(lambda: "steps" in playground.status.value)
     other.start()
-    other.thread.join(20)
+    other.thread.join(120)
     assert "Another widget is training" in other.message.value and not other.runs
     assert "Another widget is training" in widgets.decision_boundary().message.value
     playground.stop()
-    playground.thread.join(20)
+    playground.thread.join(120)
     other.start()
     assert not other.message.value
     other.close()
-    other.thread.join(20)
+    other.thread.join(120)
 
 
 def test_divergence_is_told_and_the_next_run_is_not_hindered(playground):
     playground.controls["learning_rate"].value = 10
     playground.controls["epochs"].value = 50
     playground.start()
-    playground.thread.join(30)
+    playground.thread.join(120)
     assert "The likely cause is the learning rate" in playground.message.value
     assert not playground.runs
     playground.controls["learning_rate"].value = 0.01
     playground.controls["epochs"].value = 1
     playground.start()
-    playground.thread.join(30)
+    playground.thread.join(120)
     assert not playground.message.value
     assert len(playground.runs) == 1
 
@@ -192,14 +192,14 @@ def test_closing_the_last_view_stops(playground):
     playground._view_count = 1
     assert not playground.stopping.is_set()
     playground._view_count = 0
-    playground.thread.join(20)
+    playground.thread.join(120)
     assert not playground.thread.is_alive()
 
 
 def test_playground_shows_gradients_as_it_trains(playground):
     empty = playground.gradients.value
     playground.start()
-    playground.thread.join(30)
+    playground.thread.join(120)
     assert playground.gradients.value != empty
     (records,) = playground.runs
     rows = [record for record in records if "gradient_norm_1" in record]
@@ -212,7 +212,7 @@ def test_closing_the_widget_stops(playground):
     playground.controls["epochs"].value = 10_000
     playground.start()
     playground.close()
-    playground.thread.join(20)
+    playground.thread.join(120)
     assert not playground.thread.is_alive()
 
 
@@ -221,7 +221,7 @@ def test_playground_takes_arrays_that_are_no_images():
     own = nnlib.Dataset.from_arrays(rng.normal(size=(200, 4)), rng.integers(0, 3, 200))
     playground = widgets.training_playground(own, Hyperparameters(hidden_sizes=(5,), epochs=2))
     playground.start()
-    playground.thread.join(20)
+    playground.thread.join(120)
     assert not playground.message.value
     assert len(playground.runs) == 1
 
