@@ -1,5 +1,7 @@
 """What ``import nnlib`` offers; each name is loaded when it is first used, so that the import itself is fast."""
 
+from . import plots as plots
+from . import widgets as widgets
 from .activations import (
     ACTIVATIONS as ACTIVATIONS,
 )
@@ -40,6 +42,7 @@ from .losses import softmax as softmax
 from .losses import softmax_cross_entropy as softmax_cross_entropy
 from .model import MLP as MLP
 from .model import join as join
+from .playground import LivePlot as LivePlot
 from .results import SearchResults as SearchResults
 from .results import load_results as load_results
 from .schedules import make_schedule as make_schedule
@@ -63,6 +66,5 @@ from .training import (
 from .training import (
     train as train,
 )
-from .widgets import LivePlot as LivePlot
 
 __version__: str

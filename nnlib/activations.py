@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 
 import numpy as np
 
@@ -57,8 +58,11 @@ def register_activation(name: str) -> Callable[[type[Activation]], type[Activati
         raise HyperparameterError(f"activation: {name!r} cannot be registered; {remedy}.")
 
     def register(cls: type[Activation]) -> type[Activation]:
-        if not issubclass(cls, Activation):
-            raise HyperparameterError(f"activation: {cls!r} is no subclass of nnlib.Activation.")
+        both = [getattr(cls, method, Activation.value) for method in ("value", "derivative")]
+        own = all(m not in (Activation.value, Activation.derivative) and "out" in signature(m).parameters for m in both)
+        if not own or not issubclass(cls, Activation):
+            needed = "a subclass of nnlib.Activation with value(self, z, out=None) and derivative(self, z, a, out=None)"
+            raise HyperparameterError(f"activation: {cls!r} cannot be registered; {needed} can.")
         ACTIVATIONS[name] = cls
         return cls
 
@@ -98,11 +102,6 @@ class Identity(Activation):
         return out
 
 
-def _is_positive(z: Array, out: Array | None) -> Array:
-    """Return 1 where z > 0 and 0 elsewhere, as numbers of z's own dtype."""
-    return np.greater(z, 0, out=np.empty_like(z) if out is None else out, casting="unsafe")
-
-
 @register_activation("relu")
 class ReLU(Activation):
     """f(z) = max(z, 0), f'(z) = [z > 0] (Nair and Hinton 2010)."""
@@ -114,18 +113,15 @@ class ReLU(Activation):
         return np.maximum(z, 0, out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
-        return _is_positive(a, out)
+        return np.greater(a, 0, out=np.empty_like(a) if out is None else out, casting="unsafe")
 
 
 @register_activation("leaky_relu")
 @dataclass(frozen=True)
-class LeakyReLU(Activation):
+class LeakyReLU(ReLU):
     """f(z) = max(z, slope z), f'(z) = 1 where z > 0 and slope elsewhere (Maas et al. 2013). 0 <= slope < 1."""
 
     slope: float = 0.01
-
-    initialisation = "he"
-    kinks = (0.0,)
 
     def __post_init__(self) -> None:
         if not 0 <= self.slope < 1:
@@ -135,15 +131,13 @@ class LeakyReLU(Activation):
         return np.maximum(z, np.multiply(z, self.slope, out=out), out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
-        return np.maximum(_is_positive(a, out), self.slope, out=out)  # a is nearer than z: the next layer read it
+        # of a, which is nearer than z: the next layer read it
+        return np.maximum(super().derivative(z, a, out), self.slope, out=out)
 
 
 @register_activation("elu")
-class ELU(Activation):
+class ELU(ReLU):  # its kink is one of the second derivative, which is enough to spoil a central difference
     """f(z) = z for z > 0, else e^z - 1; f'(z) = 1 for z > 0, else e^z (Clevert et al. 2016)."""
-
-    initialisation = "he"
-    kinks = (0.0,)  # of the second derivative, which is enough to spoil a central difference
 
     def value(self, z: Array, out: Array | None = None) -> Array:
         return np.add(np.maximum(z, 0), np.expm1(np.minimum(z, 0)), out=out)
@@ -152,25 +146,25 @@ class ELU(Activation):
         return np.exp(np.minimum(z, 0), out=out)
 
 
+def _phi_integral(z: Array) -> Array:
+    from scipy.special import erf  # imported here: `import nnlib` stays as fast as `import numpy`
+
+    return 0.5 * (1 + erf(z / math.sqrt(2)))
+
+
 @register_activation("gelu")
 class GELU(Activation):
     """f(z) = z Phi(z), f'(z) = Phi(z) + z phi(z), with Phi, phi the normal law's (Hendrycks and Gimpel 2016)."""
 
     initialisation = "he"
 
-    @staticmethod
-    def _phi_integral(z: Array) -> Array:
-        from scipy.special import erf  # imported here: `import nnlib` stays as fast as `import numpy`
-
-        return 0.5 * (1 + erf(z / math.sqrt(2)))
-
     def value(self, z: Array, out: Array | None = None) -> Array:
-        return np.multiply(z, self._phi_integral(z), out=out)
+        return np.multiply(z, _phi_integral(z), out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
         clipped = np.clip(z, -40, 40)  # phi is zero beyond, and z*z would overflow in float32
         density = np.exp(-0.5 * clipped * clipped) / math.sqrt(2 * math.pi)
-        return np.add(self._phi_integral(z), clipped * density, out=out)
+        return np.add(_phi_integral(z), clipped * density, out=out)
 
 
 def _sigmoid(z: Array, out: Array | None = None) -> Array:
@@ -211,8 +205,8 @@ class Softplus(Activation):
     initialisation = "he"
 
     def value(self, z: Array, out: Array | None = None) -> Array:
-        away_from_zero = np.where(z.real > 0, -z, z)  # -|z|, in a form that is right for complex z too
-        return np.add(np.maximum(z, 0), np.log1p(np.exp(away_from_zero)), out=out)
+        # the exponent is -|z|, in a form that is right for complex z too
+        return np.add(np.maximum(z, 0), np.log1p(np.exp(np.where(z.real > 0, -z, z))), out=out)
 
     def derivative(self, z: Array, a: Array, out: Array | None = None) -> Array:
         return _sigmoid(z, out)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nnlib.errors import HyperparameterError
 from nnlib.losses import softmax
 from nnlib.model import MLP, Array
 from nnlib.rundir import Record, describe
@@ -41,6 +42,18 @@ class Callback:
 
     def on_end(self, trainer: "Trainer") -> None:
         """Called once at the end, whatever ended the run."""
+
+
+MOMENTS = {name for name in vars(Callback) if name[0] != "_"}
+
+
+def refuse_uncallable(callbacks: Any) -> None:
+    """Raise HyperparameterError for what is no list of objects, or has none of the MOMENTS, or a method like them."""
+    for each in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
+        named = {name for name in dir(each) if name in MOMENTS or name.startswith("on_")}
+        if each is callbacks or isinstance(each, type) or not named or named - MOMENTS:
+            allowed = ", ".join(sorted(MOMENTS))
+            raise HyperparameterError(f"callbacks: {each!r} is not allowed; a list of objects with some of {allowed}.")
 
 
 class EpochLines(Callback):
@@ -109,8 +122,7 @@ class Diagnostics(Callback):
         for layer in range(1, model.n_layers + 1):
             name = f"W{layer}"
             norm = float(np.linalg.norm(model.parameters[name]))
-            record[f"gradient_norm_{layer}"] = float(np.linalg.norm(gradients[name]))
-            record[f"weight_norm_{layer}"] = norm
+            record |= {f"gradient_norm_{layer}": float(np.linalg.norm(gradients[name])), f"weight_norm_{layer}": norm}
             record[f"update_ratio_{layer}"] = self._changes.get(name, np.nan) / max(norm, 1e-12)
         health = layer_health(model, trainer.data.valid.images[:LOOKED_AT])
         return record | {f"dead_{layer}": dead for layer, (dead, _) in enumerate(health, 1)}
@@ -123,11 +135,9 @@ def layer_health(model: MLP, images: Array) -> list[tuple[float, float]]:
     if the derivative is below 0.01 at z and at -z: sigmoid and tanh have such ends on both sides, ReLU's kin have not.
     """
     model.predict_logits(images)
-    health = []
-    for function, z in zip(model.functions, model.pre_activations, strict=True):
-        slope, steep = (abs(function.derivative(x, function.value(x))) for x in (z, abs(z)))
-        health.append((float((slope < 1e-4).all(axis=0).mean()), float((steep < 0.01).mean())))
-    return health
+    pairs = zip(model.functions, model.pre_activations, strict=True)
+    slopes = ([abs(function.derivative(x, function.value(x))) for x in (z, abs(z))] for function, z in pairs)
+    return [(float((slope < 1e-4).all(axis=0).mean()), float((steep < 0.01).mean())) for slope, steep in slopes]
 
 
 def warnings_of(trainer: "Trainer") -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from nnlib.errors import CheckpointError, one_of
-from nnlib.model import MLP, Array
+from nnlib.model import MLP, Array, checked_model
 from nnlib.preprocessing import Preprocessing
 
 VERSION = 1
@@ -117,7 +117,7 @@ def save_model(model: MLP, path: str | Path, *, storage: str | None = None, fold
     ``evaluate(model, split)``. Raises HyperparameterError for another storage, CheckpointError if the file cannot be
     written.
     """
-    model = model.folded() if fold else model
+    model = checked_model(model).folded() if fold else checked_model(model)
     storage = one_of(STORAGE, "storage", storage or model.dtype.name)
     arrays = {**model.parameters, **preprocessing_arrays(model.preprocessing)}
     names = ("layer_sizes", "activation", "initialisation", "seed", "classes", "info")
@@ -138,7 +138,7 @@ def load_model(path: str | Path) -> MLP:
         _refuse_other_sizes(settings["layer_sizes"], arrays)
         model = MLP(**settings, classes=meta["classes"], preprocessing=preprocessing_from(arrays))
     except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: it does not describe a model that can be built here ({error}).") from None
+        raise CheckpointError(f"{path}: no model that can be built here ({error}); a run's is best.npz.") from None
     model.info = meta.get("info", {})
     copy_arrays(model.parameters, arrays, path)
     return model

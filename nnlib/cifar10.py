@@ -63,7 +63,8 @@ def say(text: str) -> None:
 
 def data_root(root: AnyPath | None = None) -> Path:
     """Where the data are: ``root``, else what NNLIB_DATA_DIR names, else ``data`` of the checkout, else ``./data``."""
-    return Path(root or os.environ.get("NNLIB_DATA_DIR") or HOME / "data").expanduser()
+    named = Path(root or os.environ.get("NNLIB_DATA_DIR") or HOME / "data").expanduser()
+    return named.parent if named.name == FOLDER else named  # the folder with the files is as good a name
 
 
 def verify(root: AnyPath | None = None) -> dict[str, str]:
@@ -124,10 +125,8 @@ def _download(work: Path, progress: bool) -> Path:
         except (DataError, OSError, ValueError) as problem:
             reason = "sent other bytes than the archive's" if "known hash" in str(problem) else str(problem)
             problems.append(f"{urlsplit(url).hostname}: {reason}")
-    raise NotFetched(
-        f"CIFAR-10 could not be downloaded ({'; '.join(problems)}).\nTry again (what arrived is kept), or get "
-        f"{OFFICIAL_URL} by other means and put it, as it is, into {work.parent.resolve()}"
-    )
+    again = f"Try again (what arrived is kept), or get {OFFICIAL_URL} by other means and put it, as it is, into "
+    raise NotFetched(f"CIFAR-10 could not be downloaded ({'; '.join(problems)}).\n{again}{work.parent.resolve()}")
 
 
 def _complete(url: str, target: str, _: object, last: bool, progress: bool) -> None:

@@ -34,7 +34,7 @@ HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 EVERYWHERE = "With any command: --json prints JSON, and all else to stderr; --debug adds the traceback to an error."
 WORD = re.compile(r'(?<![\w".])(?!true\b|false\b)[A-Za-z_][\w.()+-]*')  # what JSON wants to have in quotes
 
-many = Parameter(consume_multiple=True, negative_iterable=())  # --hidden-sizes 64 32
+many = Parameter(consume_multiple=1, negative_iterable=())  # --hidden-sizes 64 32
 usual: Any = {"default_parameter": many, "help_epilogue": EVERYWHERE, "suppress_keyboard_interrupt": False}
 app = App(name="nnlib", help=HELP, version=nnlib.__version__, **usual)
 data_app = App(name="data", help="Fetch CIFAR-10, check it, or say where it is.")
@@ -87,7 +87,7 @@ class DataOptions:
     train_images: Whole | None = None
 
 
-CIFAR10_OR_STANDIN = DataOptions()
+AUTO = DataOptions()
 
 
 def _load(source: DataOptions) -> nnlib.Dataset:
@@ -114,9 +114,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise HyperparameterError(f"config: {path} is no TOML or JSON file of fields and values ({error}).") from None
 
 
-def _estimate(
-    hp: Hyperparameters, data: nnlib.Dataset, runs: int = 1, times: float = 1, threads: int | None = None
-) -> Record:
+def _estimate(hp: Hyperparameters, data: nnlib.Dataset, runs: int, times: float, threads: int | None) -> Record:
     """Say what ``runs`` would take, ``times`` a whole training, after twenty steps that are measured and not kept."""
     tracemalloc.start()
     trainer = nnlib.Trainer(hp, data, progress=False, threads=threads)
@@ -144,7 +142,7 @@ def train(
     init: tuple[Path, ...] = (),
     threads: Whole | None = None,
     dry_run: DryRun = False,
-    source: DataOptions = CIFAR10_OR_STANDIN,
+    source: DataOptions = AUTO,
     options: Overrides = None,
 ) -> Record:
     """Train a network; RUN_DIR gets its history and the weights that are best on validation images.
@@ -158,20 +156,18 @@ def train(
     """
     hp, data = hyperparameters(recipe, config, options), _load(source)
     if dry_run:
-        return _estimate(hp, data, threads=threads)
+        return _estimate(hp, data, runs=1, times=1, threads=threads)
     folder = run_dir or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     first = [nnlib.load_model(path) for path in init]
     begin = nnlib.join(first) if len(first) > 1 else first[0] if first else None
     print(f"training in {folder}; first, the preprocessing is fitted to {len(data.train):,} images", file=sys.stderr)
     run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads)
-    go_on = {"to go on": f"the same command with --run-dir {folder}"} if run.stopped == "interrupted" else {}
+    go_on = {"interrupted": f"--run-dir {folder} goes on"} if run.stopped == "interrupted" else {}
     return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz", **go_on}
 
 
 @app.command
-def test(
-    model: Model, /, *, split: Literal["test", "valid", "train"] = "test", source: DataOptions = CIFAR10_OR_STANDIN
-) -> Record:
+def test(model: Model, /, *, split: Literal["test", "valid", "train"] = "test", source: DataOptions = AUTO) -> Record:
     """Print the loss and the accuracy of a saved model on the test images.
 
     Args:
@@ -195,11 +191,10 @@ def visualize(model: Model, /, *, output: Path = Path("figures", "weights")) -> 
     from nnlib import plots
 
     loaded = nnlib.load_model(model)
-    before, after = loaded.initial_parameters(), loaded.parameters
+    both = loaded.initial_parameters(), loaded.parameters
     output.mkdir(parents=True, exist_ok=True)
-    figures = {"weight_histograms": plots.weight_histograms(before, after)}
-    figures["weight_heatmaps"] = plots.weight_heatmaps(before, after)
-    for name, parameters in {"initial": before, "trained": after}.items():
+    figures = {"weight_histograms": plots.weight_histograms(*both), "weight_heatmaps": plots.weight_heatmaps(*both)}
+    for name, parameters in zip(("initial", "trained"), both, strict=True):
         filters = plots.filters_of(loaded, parameters["W1"])
         if filters.shape[1] == 3 * 32 * 32:  # a network for other data than CIFAR-10's shape has no such images
             figures[f"first_layer_{name}"] = plots.first_layer_images(filters)
@@ -222,7 +217,7 @@ def search(
     search_seed: Whole = 0,
     seeds: Whole = 1,
     dry_run: DryRun = False,
-    source: DataOptions = CIFAR10_OR_STANDIN,
+    source: DataOptions = AUTO,
     options: Overrides = None,
 ) -> Record:
     """Train with many hyperparameters and rank them by validation; every trial is recorded in DIRECTORY.
@@ -248,7 +243,7 @@ def search(
     if dry_run:  # at the base's settings
         rungs = plan(SearchResults(base, {}, method, space=space, seeds=seeds), n_trials, workers)
         times = sum(n * more for n, _, more in rungs) * seeds / base.epochs / workers
-        return _estimate(base, data, rungs[0][0] * seeds, times)
+        return _estimate(base, data, rungs[0][0] * seeds, times, threads=None)
     folder = directory or Path("runs") / f"search-{datetime.now():%Y%m%d-%H%M%S}"
     results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, scheduler, folder, seeds=seeds)
     if not results.trials:
@@ -256,7 +251,8 @@ def search(
     best = results.best.settings
     ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
     print((results.mean_over_seeds() if seeds > 1 else ranked).head(20).to_string(index=False))
-    return {"search": str(results), "best": best, "every trial": folder / "results.json"}
+    go_on = {"interrupted": f"--directory {folder} goes on"} if results.interrupted else {}
+    return {"search": str(results), "best": best, "every trial": folder / "results.json", **go_on}
 
 
 def _parse_vary(text: str) -> tuple[str, Any]:
@@ -315,8 +311,7 @@ def report(
 @app.command
 def recipes() -> Record:
     """Show the recipes: named hyperparameters, and where they differ from the defaults."""
-    usual = Hyperparameters()
-    return {name: {k: v for k, v in vars(hp).items() if v != getattr(usual, k)} for name, hp in RECIPES.items()}
+    return {n: {k: v for k, v in vars(hp).items() if v != getattr(Hyperparameters, k)} for n, hp in RECIPES.items()}
 
 
 @app.command
@@ -347,7 +342,7 @@ def verify(*, root: Root = None) -> Record:
 
 
 @data_app.command
-def info(*, source: DataOptions = CIFAR10_OR_STANDIN) -> Record:
+def info(*, source: DataOptions = AUTO) -> Record:
     """Say what the data set is: where it comes from, how many images, which classes."""
     data = _load(source)
     found = {"source": data.source, "fingerprint": data.fingerprint, "classes": ", ".join(data.classes)}
@@ -355,9 +350,9 @@ def info(*, source: DataOptions = CIFAR10_OR_STANDIN) -> Record:
 
 
 @data_app.command
-def path(*, root: Root = None) -> None:
+def path(*, root: Root = None) -> Path:
     """Print the folder that holds, or is to hold, cifar-10-batches-py."""
-    print(cifar10.data_root(root))
+    return cifar10.data_root(root)
 
 
 # ---- what is printed, and exit statuses ------------------------------------------------------------------------------
@@ -379,10 +374,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with redirect_stdout(sys.stderr if "--json" in flags else sys.stdout):
             found = app(words, exit_on_error=False, print_error=False, result_action="return_value") or {}
-        print(json.dumps(found, indent=2, default=str)) if "--json" in flags else _show(found)
-        return int(not found.get("ok", True))
-    except KeyboardInterrupt:
-        print("nnlib: interrupted", file=sys.stderr)
+        shown = json.dumps(found, indent=2, default=str) if "--json" in flags else found
+        _show(shown) if isinstance(shown, dict) else print(shown)
+        record = found if isinstance(found, dict) else {}
+        return 130 if "interrupted" in record else int(not record.get("ok", True))
+    except KeyboardInterrupt as interrupt:
+        print("nnlib:", interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if "--debug" in flags:

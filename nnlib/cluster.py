@@ -58,5 +58,4 @@ class DaskExecutor(Executor):
 
 def with_images(name: str, fn: Callable[..., Any], *args: Any) -> Any:
     """Call ``fn`` on a worker with the images that it keeps."""
-    plugin: Any = get_worker().plugins[name]
-    return fn(plugin.data, *args)
+    return fn(get_worker().plugins[name].data, *args)  # type: ignore[attr-defined]

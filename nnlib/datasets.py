@@ -2,14 +2,13 @@
 
 import base64
 import contextlib
-import dataclasses
 import hashlib
 import html
 import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -78,8 +77,10 @@ class Dataset:
         n_test: int | None = None,
         seed: int = 0,
     ) -> "Dataset":
-        """Somebody's own ``images`` (N, ...), uint8 or floating (made float32), and ``labels`` (N,) from 0 to K - 1.
+        """Somebody's own ``images`` and ``labels`` (N,) from 0 to K - 1.
 
+        Images are uint8 pixels (N, C, H, W) or (N, ...), which training preprocesses, or floating (N, ...), made
+        float32, which the network takes as they are: bring them to a standard deviation of about 1.
         ``n_valid`` and ``n_test`` of them, a tenth each by default, are set aside by ``seed``, every class in its
         share. Raises DataError for what does not fit.
         """
@@ -98,17 +99,16 @@ class Dataset:
         """The same with ``n`` of the training images, every class in its share. Raises DataError if there are fewer."""
         train = self.train.take(stratified(self.train.labels, n, seed)[1])
         recipe = (Dataset.subset, (self, n, seed)) if self.recipe else ()
-        return dataclasses.replace(self, train=train, fingerprint="", recipe=recipe)
+        return replace(self, train=train, fingerprint="", recipe=recipe)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Other processes are sent the name of the cache, not 184 MB, and share what is in it."""
         return self.recipe or super().__reduce_ex__(protocol)
 
     def __repr__(self) -> str:
-        shape = "×".join(map(str, self.train.images.shape[1:]))
         sizes = f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test images"
         classes = f"{len(self.classes)} classes, fingerprint {self.fingerprint}"
-        return f"Dataset({self.source}: {sizes} of {shape}, {classes})"
+        return f"Dataset({self.source}: {sizes} of {'×'.join(map(str, self.train.images.shape[1:]))}, {classes})"
 
     def _repr_html_(self) -> str:
         text = f"<p>{html.escape(repr(self)[8:-1])}</p><p>{html.escape(self.note)}</p>"
@@ -147,8 +147,7 @@ def load_dataset(
     if name != "standin":
         root = data_root(root)
         try:
-            wanted = download and (name == "cifar10" or root not in _unreachable)
-            data = _cifar10(root, wanted, n_valid, seed, progress)
+            data = _cifar10(root, download and (name == "cifar10" or root not in _unreachable), n_valid, seed, progress)
             if name == "auto":
                 say(f"Data: {data.source}.")
             return data
@@ -158,9 +157,8 @@ def load_dataset(
             if root not in _unreachable:
                 say(f"{str(problem).splitlines()[0]}\nUsing the stand-in instead: pictures drawn by code.")
             _unreachable.update([root] if download else [])
-    drawn = standin.draw(n_train + n_valid + n_test, seed)
-    data = Dataset.from_arrays(*drawn, standin.CLASSES, n_valid, n_test, seed)
-    return dataclasses.replace(data, source="stand-in")
+    data = Dataset.from_arrays(*standin.draw(n_train + n_valid + n_test, seed), standin.CLASSES, n_valid, n_test, seed)
+    return replace(data, source="stand-in")
 
 
 def stratified(labels: Array, n: int, seed: int) -> tuple[Array, Array]:
@@ -171,8 +169,7 @@ def stratified(labels: Array, n: int, seed: int) -> tuple[Array, Array]:
     """
     if not isinstance(n, Integral) or not 0 <= n <= len(labels):
         raise DataError(f"{n:,} images cannot be set aside from {len(labels):,}; a whole number up to that is needed.")
-    order = np.argsort(standin.random_words(len(labels), seed), kind="stable")
-    by_class = order[np.argsort(labels[order], kind="stable")]
+    by_class = np.lexsort((standin.random_words(len(labels), seed), labels))
     chosen = np.zeros(len(labels), bool)
     chosen[by_class[np.arange(n) * len(labels) // max(n, 1)]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
@@ -232,11 +229,18 @@ def _open_cache(path: Path, key: list[Any]) -> Dataset:
     return Dataset(train, valid, test, *known, recipe=(_open_cache, (path, key)))
 
 
+def refuse_channels_last(images: Array) -> None:
+    """Raise DataError for images (N, H, W, C): the network would take columns for rows and colours for columns."""
+    if images.ndim == 4 and images.shape[3] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+        raise DataError(f"images {images.shape} have their channels last: give images.transpose(0, 3, 1, 2).")
+
+
 def _checked(images: Array, labels: Array, classes: Sequence[str] | None) -> tuple[Split, tuple[str, ...]]:
     """What ``Dataset.from_arrays`` was given, in a Split's dtypes; DataError if it does not fit together."""
     floating = images.dtype.kind == "f"
     if images.ndim < 2 or labels.shape != images.shape[:1] or not len(labels):
         raise DataError(f"images {images.shape} and labels {labels.shape} must have the shapes (N, ...) and (N,).")
+    refuse_channels_last(images)
     if not floating and images.dtype != np.uint8:
         raise DataError(f"images are {images.dtype}: make them uint8 (pixels from 0 to 255) or float32.")
     if floating and not np.isfinite(images).all():
@@ -244,6 +248,7 @@ def _checked(images: Array, labels: Array, classes: Sequence[str] | None) -> tup
     if labels.dtype.kind not in "iu":
         raise DataError(f"labels are {labels.dtype}: np.unique(labels, return_inverse=True)[1] makes whole numbers.")
     names = tuple(map(str, range(labels.max() + 1) if classes is None else classes))
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise DataError(f"labels run from {labels.min()} to {labels.max()}, and {len(names)} classes from 0.")
+    if labels.min() < 0 or labels.max() >= len(names) or (classes is None and labels.min() > 0):
+        remedy = "np.unique(labels, return_inverse=True)[1] numbers them anew"
+        raise DataError(f"labels run from {labels.min()} to {labels.max()}, and {len(names)} classes from 0: {remedy}.")
     return Split(images.astype(np.float32 if floating else np.uint8, copy=False), labels.astype(np.int64)), names

@@ -7,7 +7,7 @@ import numpy as np
 from nnlib.datasets import Split
 from nnlib.errors import HyperparameterError
 from nnlib.losses import softmax_cross_entropy
-from nnlib.model import MLP, Array
+from nnlib.model import MLP, Array, checked_model
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class Evaluation:
     @property
     def per_class(self) -> dict[str, float]:
         """The accuracy on the images of each class (its recall), by class name; NaN for a class without images."""
-        counts = self.confusion.sum(axis=1)
         with np.errstate(invalid="ignore"):
-            recall = self.confusion.diagonal() / counts
+            recall = self.confusion.diagonal() / self.confusion.sum(axis=1)
         return dict(zip(self.classes, recall.tolist(), strict=True))
 
     @property
@@ -47,7 +46,7 @@ def evaluate(model: MLP, split: Split, batch_size: int = 2500) -> Evaluation:
     """
     if not isinstance(split, Split) or not len(split):
         raise HyperparameterError(f"split: {split!r:.40} holds no images; data.test, data.valid or data.train does.")
-    logits = model.predict_logits(split.images, batch_size)
+    logits = checked_model(model).predict_logits(split.images, batch_size)
     loss, _ = softmax_cross_entropy(logits, split.labels)
     predicted, k = logits.argmax(axis=1), logits.shape[1]
     confusion = np.bincount(split.labels * k + predicted, minlength=k * k).reshape(k, k)

@@ -9,7 +9,7 @@ import numpy as np
 
 from nnlib.errors import NNLibError, one_of
 from nnlib.losses import l2_penalty, softmax_cross_entropy
-from nnlib.model import MLP, Array, Loss, Masks
+from nnlib.model import MLP, Array, Loss, Masks, checked_model
 
 EPSILON = float(np.finfo(np.float64).eps)
 HEAD = ("term", "parameter", "worst entry", "backprop", "numerical", "relative error", "checked", "kinks left out", "")
@@ -59,8 +59,7 @@ class GradientReport:
     @property
     def errors(self) -> dict[str, float]:
         """The worst relative error of each parameter."""
-        names = dict.fromkeys(row.name for row in self.rows)
-        return {name: max(row.relative_error for row in self.rows if row.name == name) for name in names}
+        return {row.name: max(r.relative_error for r in self.rows if r.name == row.name) for row in self.rows}
 
     def raise_if_failed(self) -> "GradientReport":
         """Return this report, or raise GradientError with its table."""
@@ -115,7 +114,7 @@ def check_gradients(
     The model and x may be float32: a float64 copy is checked. Raises HyperparameterError for unfit x or labels.
     """
     derivative = METHODS[one_of(METHODS, "method", method)]
-    twin, x = model.astype(np.float64), np.asarray(x, np.float64)
+    twin, x = checked_model(model).astype(np.float64), np.asarray(x, np.float64)
     moved = twin.astype(np.complex128) if method == "complex" else twin
     masks = tuple(np.asarray(m, np.float64) for m in masks)
     size = sum(p.size for p in twin.parameters.values())
@@ -147,8 +146,7 @@ def _look(model: MLP, x: Array, labels: Array, l2: float, loss: Loss, masks: Mas
     if loss is _no_loss:
         return penalty, []
     value = loss(model.forward(x, masks), labels)[0] + penalty
-    pairs = zip(model.functions, model.pre_activations, strict=True)
-    return value, [z - kink for f, z in pairs for kink in f.kinks]
+    return value, [z - kink for f, z in zip(model.functions, model.pre_activations, strict=True) for kink in f.kinks]
 
 
 def _at(look: Callable[[], Point], parameter: Array, entry: Entry, step: complex) -> Point:
@@ -170,8 +168,7 @@ def _central(at: Callable[[complex], Point], h: float) -> float | None:
 def _complex_step(at: Callable[[complex], Point], h: float) -> float | None:
     """Return the derivative by a complex step, or None where a kink lies under the point."""
     value, far = at(1e-30j)
-    touched = any(((d.real == 0) & (d.imag != 0)).any() for d in far)
-    return None if touched else float(value.imag / 1e-30)
+    return None if any(((d.real == 0) & (d.imag != 0)).any() for d in far) else float(value.imag / 1e-30)
 
 
 METHODS = {"central": _central, "complex": _complex_step}
@@ -179,11 +176,8 @@ METHODS = {"central": _central, "complex": _complex_step}
 
 def _worst(term: str, name: str, gradient: Array, numerical: dict[Entry, float | None], floor: float) -> ParameterCheck:
     """Return the entry of one parameter at which backprop and the numerical derivative differ most."""
-    found: list[tuple[float, Entry, float, float]] = []
-    for entry, n in numerical.items():
-        if n is not None:
-            a = float(gradient[entry])
-            error = abs(a - n) / max(abs(a), abs(n), floor)
-            found.append((error if error == error else np.inf, entry, a, n))  # NaN is the worst
-    error, entry, a, n = max(found, default=(0.0, (), 0.0, 0.0))
+    pairs = [(entry, float(gradient[entry]), n) for entry, n in numerical.items() if n is not None]
+    errors = [abs(a - n) / max(abs(a), abs(n), floor) for _, a, n in pairs]
+    found = [(error if error == error else np.inf, *pair) for error, pair in zip(errors, pairs, strict=True)]
+    error, entry, a, n = max(found, default=(0.0, (), 0.0, 0.0))  # NaN is the worst
     return ParameterCheck(term, name, entry, a, n, error, len(found), len(numerical) - len(found))

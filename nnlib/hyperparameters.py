@@ -61,6 +61,7 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 SIZES = "whole numbers from 1 to 65536, one for each hidden layer, such as (1024, 256)"
+ALL_OR_EACH = "activation of all hidden layers, or one for each"
 
 
 def _check_sizes(name: str, value: Any) -> tuple[int, ...]:
@@ -83,9 +84,7 @@ class Hyperparameters:
     """
 
     hidden_sizes: tuple[int, ...] = _field((1024, 256), "units of each layer, from the input on", SIZES, _check_sizes)
-    activation: str | tuple[str, ...] = _field(
-        "leaky_relu", "activation of all hidden layers, or one for each", ", ".join(ACTIVATIONS), _check_activation
-    )
+    activation: str | tuple[str, ...] = _field("leaky_relu", ALL_OR_EACH, ", ".join(ACTIVATIONS), _check_activation)
     initialisation: str = _choice("auto", INITIALISATIONS, "distribution of the first weights; auto follows activation")
     preprocessing: str = _choice("standardise", PREPROCESSING, "what is done to pixels before the first layer")
     components: int = _number(0, 0, 1_000_000, "principal components that whitening keeps; 0 keeps all")
@@ -116,10 +115,9 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
-        names = self.activation
-        if isinstance(names, tuple) and len(names) != len(self.hidden_sizes):
-            allowed = f"one name for each of the {len(self.hidden_sizes)} hidden layers, or one for all"
-            _refuse("activation", names, allowed)
+        names, n = self.activation, len(self.hidden_sizes)
+        if isinstance(names, tuple) and len(names) != n:
+            _refuse("activation", names, f"one name for each of the {n} hidden layers, or one for all")
         if self.nesterov and not self.momentum:
             _refuse("nesterov", True, "it needs a momentum above 0")
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from nnlib.errors import one_of
+from nnlib.products import Array
 
 # Variance of one weight: 2/fan_in keeps the signal's size through ReLU-like layers (He et al. 2015), 2/(fan_in +
 # fan_out) through tanh-like ones both ways (Glorot and Bengio 2010), 1/fan_in through linear ones (LeCun et al. 1998).
@@ -17,9 +18,7 @@ _VARIANCE = {
 INITIALISATIONS = ("auto", "small_normal", *(n + law for n in _VARIANCE for law in ("", "_normal", "_uniform")))
 
 
-def initial_weights(
-    name: str, fan_in: int, fan_out: int, rng: np.random.Generator, dtype: Any = np.float32
-) -> np.ndarray[Any, Any]:
+def initial_weights(name: str, fan_in: int, fan_out: int, rng: np.random.Generator, dtype: Any = np.float32) -> Array:
     """Draw a weight matrix (fan_in, fan_out).
 
     ``name`` is ``he``, ``xavier`` or ``lecun``, followed by ``_normal`` (the default) or ``_uniform``; or

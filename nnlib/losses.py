@@ -53,6 +53,21 @@ def softmax_cross_entropy(
     return loss, dlogits
 
 
+def checked_loss(loss: Any, n_classes: int) -> Any:
+    """Return ``loss`` if it gives a value and a gradient (B, K) for logits (B, K) and labels (B,).
+
+    Raises HyperparameterError for one that does not, after a try with two images.
+    """
+    try:
+        value, dlogits = loss(np.zeros((2, n_classes), np.float32), np.zeros(2, np.int64))
+        found = f"{np.shape(value)} and {np.shape(dlogits)}"
+    except Exception as error:
+        found = repr(error)
+    if found != f"() and {2, n_classes}":
+        raise HyperparameterError(f"loss: it gives {found}, but a number and its derivative {2, n_classes} are needed.")
+    return loss
+
+
 def l2_penalty(parameters: dict[str, Array], l2: float) -> Any:
     """Return l2/2 times the sum of the squares of all weights W1, W2, ...; biases are left out."""
     return 0.5 * l2 * sum((sum_of_squares(W) for name, W in parameters.items() if name[0] == "W"), 0.0)

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from nnlib.activations import Activation, get_activation
+from nnlib.datasets import refuse_channels_last
 from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.initialisation import initial_weights
 from nnlib.losses import l2_penalty, softmax, softmax_cross_entropy
 from nnlib.preprocessing import Preprocessing
 from nnlib.products import Array as Array
-from nnlib.products import Workspace, add_scaled, product, sum_of_squares
+from nnlib.products import Arrays, Workspace, add_scaled, product, sum_of_squares
 
 Loss = Callable[[Array, Array], tuple[Any, Array]]
 Masks = Sequence[Array]
@@ -44,7 +45,11 @@ class MLP:
         preprocessing: Preprocessing | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        self.layer_sizes = _checked_sizes(layer_sizes)
+        sizes = tuple(layer_sizes)
+        if len(sizes) < 2 or not all(hasattr(s, "__index__") and not isinstance(s, bool) and s > 0 for s in sizes):
+            allowed = "whole numbers above 0 for inputs, hidden layers and classes"
+            raise HyperparameterError(f"layer_sizes: {layer_sizes!r} is not allowed; {allowed}.")
+        self.layer_sizes = tuple(map(int, sizes))
         hidden, n_classes = len(self.layer_sizes) - 2, self.layer_sizes[-1]
         names = self.activation = (activation,) * hidden if isinstance(activation, str) else tuple(activation)
         if len(names) != hidden:
@@ -61,6 +66,9 @@ class MLP:
         self.info: dict[str, Any] = {}  # where the weights come from: kept by checkpoints, used by nobody
         self.parameters: dict[str, Array] = self.initial_parameters()
         self._workspace = Workspace()
+
+    def __repr__(self) -> str:
+        return f"MLP({'-'.join(map(str, self.layer_sizes))}, {', '.join(self.activation)}, {self.dtype})"
 
     @property
     def n_layers(self) -> int:
@@ -109,9 +117,7 @@ class MLP:
                 self._inputs.append(self._masked(self._a[-1], layer))
         return z.copy()
 
-    def backward(
-        self, dlogits: Array, l2: float = 0.0, *, out: dict[str, Array] | None = None, factor: float = 0.0
-    ) -> dict[str, Array]:
+    def backward(self, dlogits: Array, l2: float = 0.0, *, out: Arrays | None = None, factor: float = 0.0) -> Arrays:
         """Return the gradients of a loss whose derivative by the last forward pass's logits is ``dlogits`` (B, K).
 
         They are those of loss + l2/2 * sum of squared weights, with the keys and shapes of ``parameters``. With ``out``
@@ -153,7 +159,10 @@ class MLP:
 
         The loss is ``loss(logits, labels)``, which returns (value, dlogits), plus l2/2 times the squared weights' sum.
         """
-        labels = self._checked_labels(labels, len(x))
+        labels = np.asarray(labels)
+        if labels.shape != (len(x),) or labels.dtype.kind not in "iu":
+            found, needed = f"{labels.dtype} of shape {labels.shape}", f"whole numbers of shape ({len(x)},)"
+            raise HyperparameterError(f"labels: {found}, but {needed} are needed.")
         value, dlogits = loss(self.forward(x, masks), labels)
         return value + l2_penalty(self.parameters, l2), self.backward(dlogits, l2)
 
@@ -198,7 +207,10 @@ class MLP:
         """
         if images.dtype.kind != "f" and images.dtype != np.uint8:
             raise HyperparameterError(f"images: {images.dtype} is not allowed; uint8 pixels, or floats as inputs.")
+        refuse_channels_last(images)
         if images.dtype != np.uint8:
+            if self.preprocessing and images.ndim > 2:
+                raise HyperparameterError(f"images: {images.dtype} {images.shape}; this network takes uint8 pixels.")
             return np.ascontiguousarray(images.reshape(len(images), -1), self.dtype)
         if self.preprocessing is None:
             return images.reshape(len(images), -1) * self.dtype.type(1 / 255)
@@ -258,12 +270,12 @@ class MLP:
             remedy = "use x.astype(model.dtype), or model.inputs(images) for uint8 images, or MLP(..., dtype=...)"
             raise HyperparameterError(f"x: it is {x.dtype}, but the network is {self.dtype}; {remedy}.")
 
-    def _checked_labels(self, labels: Array, n: int) -> Array:
-        labels = np.asarray(labels)
-        if labels.shape != (n,) or labels.dtype.kind not in "iu":
-            found, needed = f"{labels.dtype} of shape {labels.shape}", f"whole numbers of shape ({n},)"
-            raise HyperparameterError(f"labels: {found}, but {needed} are needed.")
-        return labels
+
+def checked_model(model: Any) -> MLP:
+    """Return ``model`` if it is one; otherwise raise HyperparameterError, which says where one is."""
+    if not isinstance(model, MLP):
+        raise HyperparameterError(f"model: {type(model).__name__} is no MLP; run.model is one, and load_model(path).")
+    return model
 
 
 def join(models: Sequence[MLP]) -> MLP:
@@ -275,10 +287,12 @@ def join(models: Sequence[MLP]) -> MLP:
     """
     from scipy.linalg import block_diag  # imported here: `import nnlib` stays fast
 
-    for i, m in enumerate(models):
-        if len(models) < 2 or m.n_layers < 2 or _interface(m) != _interface(models[0]):
-            raise HyperparameterError(f"models: number {i} has no hidden layer, no other beside it, or other inputs.")
+    interfaces = [_interface(checked_model(m)) for m in models]
+    differ = [name for name in _interface(models[0]) if any(i[name] != interfaces[0][name] for i in interfaces)]
     first, n = models[0], len(models)
+    if n < 2 or first.n_layers < 2 or differ:
+        needed = "two or more are needed, with hidden layers, that differ in weights and widths alone"
+        raise HyperparameterError(f"models: {needed}; these {n} also differ in: {', '.join(differ) or 'nothing'}.")
     widths = (sum(sizes) for sizes in zip(*(m.layer_sizes[1:-1] for m in models), strict=True))
     options: dict[str, Any] = {"preprocessing": first.preprocessing, "classes": first.classes, "dtype": first.dtype}
     whole = MLP((first.layer_sizes[0], *widths, first.layer_sizes[-1]), first.activation, **options)
@@ -286,17 +300,17 @@ def join(models: Sequence[MLP]) -> MLP:
         W, b = ([m.parameters[f"{kind}{layer}"] for m in models] for kind in "Wb")
         last = layer == first.n_layers
         whole.parameters[f"b{layer}"] = sum(b) / first.dtype.type(n) if last else np.concatenate(b)
-        joined = np.concatenate(W) / n if last else np.hstack(W) if layer == 1 else block_diag(*W)
-        whole.parameters[f"W{layer}"] = joined
+        whole.parameters[f"W{layer}"] = np.vstack(W) / n if last else np.hstack(W) if layer == 1 else block_diag(*W)
     whole.info = first.info | {"joined": [m.info for m in models], "initial": {"sha256": "joined"}}
     return whole
 
 
-def _interface(model: MLP) -> tuple[Any, ...]:
+def _interface(model: MLP) -> dict[str, Any]:
     """Return what networks must have in common to stand side by side in one."""
     p = model.preprocessing
+    common = {name: getattr(model, name) for name in ("n_layers", "activation", "classes", "dtype")}
     content = tuple(a.tobytes() for a in p.arrays.values()) if p else ()
-    return model.layer_sizes[0], model.n_layers, model.activation, model.classes, model.dtype, content
+    return common | {"inputs": model.layer_sizes[0], "preprocessing": content}
 
 
 def fingerprint(parameters: dict[str, Array]) -> str:
@@ -313,14 +327,4 @@ def useful_threads(model: MLP, batch_size: int) -> int:
     With less to do they wait for each other longer than they work; 07_performance measures it.
     """
     arrays = [*model.parameters.values(), *(model.preprocessing.arrays.values() if model.preprocessing else ())]
-    weights = sum(a.size for a in arrays if a.ndim == 2)
-    return max(batch_size * weights // 32_000_000, 1)
-
-
-def _checked_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(layer_sizes)
-    good = all(hasattr(s, "__index__") and not isinstance(s, bool) and s > 0 for s in sizes)
-    if len(sizes) < 2 or not good:
-        allowed = "whole numbers above 0 for inputs, hidden layers and classes"
-        raise HyperparameterError(f"layer_sizes: {layer_sizes!r} is not allowed; {allowed}.")
-    return tuple(map(int, sizes))
+    return max(batch_size * sum(a.size for a in arrays if a.ndim == 2) // 32_000_000, 1)

@@ -68,40 +68,39 @@ def execute(
 ) -> Page:
     """Run a notebook in its folder and a fresh kernel; the file stays as it is. The result is clean enough to commit.
 
-    ``parameters`` are set at the end of the cell tagged ``parameters``, those that it names; ``env`` adds to the
-    kernel's environment; ``label`` stands beside the progress bar that a terminal shows.
+    ``parameters`` are set at the end of the cell tagged ``parameters``, those that it names, and stand there in the
+    result; ``env`` adds to the kernel's environment; ``label`` stands beside the progress bar that a terminal shows.
     """
     path = Path(path).resolve()
-    notebook = nbformat.read(path, as_version=4)
-    given = ""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception:  # nbformat raises errors of many kinds, and what they say is for programmers
+        raise ReportError(f"{path}: this is no notebook.") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
         if "parameters" in cell.metadata.get("tags", ()):
             known = re.findall(r"^(\w+) *=", cell.source, re.M)
-            given = "".join(f"\n{name} = {value!r}" for name, value in (parameters or {}).items() if name in known)
-            cell.source += given
+            cell.source += "".join(f"\n{n} = {value!r}" for n, value in (parameters or {}).items() if n in known)
     # The kernel runs in another folder; and a bar that is saved says 0 % for ever.
     kernel_env = os.environ | {"NNLIB_DATA_DIR": str(data_root().resolve()), "TQDM_DISABLE": "1"}
     start = time.perf_counter()
     error = _run(notebook, path.parent, kernel_env | (env or {}), label or path.stem)
-    seconds = time.perf_counter() - start
-    _clean(notebook, given)
-    return Page(path.stem, notebook, seconds, _explain(error, notebook) if error else None)
+    for cell in notebook.cells:  # drop what is of one moment or machine: widget views, versions
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
+    return Page(path.stem, notebook, time.perf_counter() - start, _explain(error, notebook) if error else None)
 
 
 def _run(notebook: NotebookNode, folder: Path, env: dict[str, str], label: str) -> Exception | None:
     """Execute the cells in place; return what stopped it, if anything did."""
+    options: Any = {"timeout": CELL_TIMEOUT, "kernel_name": "python3", "coalesce_streams": True, "record_timing": False}
     with tqdm(total=len(notebook.cells), desc=label, unit="cell", leave=False, disable=None) as bar:
-        client = NotebookClient(
-            notebook,
-            timeout=CELL_TIMEOUT,
-            kernel_name="python3",
-            extra_arguments=["--log-level=50"],  # the kernel warns of its transport at each start, and at Ctrl-C
-            coalesce_streams=True,
-            record_timing=False,
-            on_cell_complete=lambda **_: bar.update(),
-        )
+        # silent: the kernel warns of its transport at each start, and at Ctrl-C
+        options |= {"extra_arguments": ["--log-level=50"], "on_cell_complete": lambda **_: bar.update()}
+        client = NotebookClient(notebook, **options)
         try:
             client.execute(env=env, cwd=str(folder))
         except (CellControlSignal, DeadKernelError, AssertionError) as error:
@@ -116,16 +115,6 @@ def _explain(error: Exception, notebook: NotebookNode) -> str:
     number = sum(cell.get("execution_count") is not None for cell in notebook.cells)
     name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error).strip())
     return f"cell {max(number, 1)}: {name}: {text}".splitlines()[0]
-
-
-def _clean(notebook: NotebookNode, given: str) -> None:
-    """Drop what is of one moment or machine: widget views, the ``given`` parameters, versions."""
-    for cell in notebook.cells:
-        cell.source = cell.source.removesuffix(given)
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})]
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
 def refresh(notebooks: Iterable[str] | None = None, notebooks_dir: str | Path | None = None) -> None:

@@ -5,14 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnlib.products import Array, add_scaled, sum_of_squares
-
-Arrays = dict[str, Array]
-
-
-def zeros_like(arrays: Arrays) -> Arrays:
-    """Return zeros of the shapes and dtypes of ``arrays``."""
-    return {name: np.zeros_like(a) for name, a in arrays.items()}
+from nnlib.products import Arrays, add_scaled, sum_of_squares
 
 
 def global_norm(arrays: Arrays) -> float:
@@ -41,17 +34,20 @@ class SGD:
     ema: float = 0.0
 
     def __post_init__(self) -> None:
-        self.velocity = zeros_like(self.parameters)
+        self.velocity = {name: np.zeros_like(p) for name, p in self.parameters.items()}
         separate = self.nesterov or (self.clip_norm > 0 and self.momentum > 0)
-        self.into = zeros_like(self.parameters) if separate else self.velocity
+        self.into = {name: v.copy() for name, v in self.velocity.items()} if separate else self.velocity
         self.factor = 0.0 if separate else self.momentum
         self.average = {name: p.copy() for name, p in self.parameters.items()} if self.ema else {}
         self.steps = 0
 
     def step(self, learning_rate: float) -> None:
         """Move the parameters by one step along the gradient that lies in ``into``."""
-        if self.clip_norm:
-            self._clip()
+        if self.clip_norm and (norm := global_norm(self.into)) > self.clip_norm:
+            for g in self.into.values():
+                g *= self.clip_norm / norm
+        self.steps += 1
+        keep = min(self.ema, self.steps / (10 + self.steps))  # a short memory at first: early weights are far off
         for name, p in self.parameters.items():
             if self.decoupled_l2 and name[0] == "W":
                 p *= 1 - learning_rate * self.decoupled_l2
@@ -61,18 +57,6 @@ class SGD:
             if self.nesterov:
                 add_scaled(p, self.into[name], -learning_rate)
             add_scaled(p, self.velocity[name], -learning_rate * (self.momentum if self.nesterov else 1.0))
-        self.steps += 1
-        if self.ema:
-            self._average()
-
-    def _clip(self) -> None:
-        norm = global_norm(self.into)
-        if norm > self.clip_norm:
-            for g in self.into.values():
-                g *= self.clip_norm / norm
-
-    def _average(self) -> None:
-        keep = min(self.ema, self.steps / (10 + self.steps))  # a short memory at first: early weights are far off
-        for name, p in self.parameters.items():
-            self.average[name] *= keep
-            add_scaled(self.average[name], p, 1 - keep)
+            if self.ema:
+                self.average[name] *= keep
+                add_scaled(self.average[name], p, 1 - keep)

@@ -42,19 +42,15 @@ class LivePlot(Callback):
         self.draw(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
-        if trainer.step % max(trainer.steps_per_epoch // 10, 1) == 0:
-            self._note(trainer)
+        if trainer.step % max(trainer.steps_per_epoch // 10, 1) == 0:  # note what it was since the last time
+            now = (trainer.tally.seen, trainer.tally.loss, trainer.tally.correct)
+            seen, loss, correct = (new - old for new, old in zip(now, self.noted, strict=True))
+            self.noted = now
+            epoch = trainer.step / trainer.steps_per_epoch
+            self.records.append({"epoch": epoch, "train_loss": loss / seen, "train_accuracy": correct / seen})
         if time.monotonic() - self.drawn > FRAME:
             self.drawn = time.monotonic()
             self.draw(trainer)
-
-    def _note(self, trainer: Trainer) -> None:
-        """Record loss and accuracy on the training images since the last time."""
-        now = (trainer.tally.seen, trainer.tally.loss, trainer.tally.correct)
-        seen, loss, correct = (new - old for new, old in zip(now, self.noted, strict=True))
-        self.noted = now
-        epoch = trainer.step / trainer.steps_per_epoch
-        self.records.append({"epoch": epoch, "train_loss": loss / seen, "train_accuracy": correct / seen})
 
     def on_epoch(self, trainer: Trainer) -> None:
         self.noted = (0, 0.0, 0)

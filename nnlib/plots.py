@@ -301,14 +301,13 @@ def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
 
 def computation_graph() -> Figure:
     """Two hidden layers as a graph: what each arrow computes forward, and the derivative that goes back along it."""
-    names = ("$X$", "$Z_1$", "$A_1$", "$Z_2$", "$A_2$", "$Z_3$", "$L$")
     forward = ("$X W_1 + b_1$", "$f(Z_1)$", "$A_1 W_2 + b_2$", "$f(Z_2)$", "$A_2 W_3 + b_3$", "softmax,\ncross-entropy")
     back = [r"$\Delta_1 W_1^T$", r"$\odot f'(Z_1)$", r"$\Delta_2 W_2^T$", r"$\odot f'(Z_2)$", r"$\Delta_3 W_3^T$"]
     back += [r"$\Delta_3 = (P - Y)/B$"]
     figure, (ax,) = subplots(height=2.4, title="Forward: values. Backward: derivatives of the loss", xlim=(-0.4, 6.4))
     ax.set(ylim=(-1, 1), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    for i, name in enumerate(names):
+    for i, name in enumerate(("$X$", "$Z_1$", "$A_1$", "$Z_2$", "$A_2$", "$Z_3$", "$L$")):
         ax.text(i, 0, name, ha="center", va="center", fontsize=14, bbox={"boxstyle": "round", "fc": "w", "ec": GREY})
     for i, (ahead, behind) in enumerate(zip(forward, back, strict=True)):
         for text, y, ends, color in ((ahead, 0.25, (i + 0.2, i + 0.8), BLUE), (behind, -0.25, (i + 0.8, i + 0.2), RED)):
@@ -325,15 +324,14 @@ def _draw_layers(ax: Axes, records: Sequence[Mapping[str, float]], name: str) ->
 
 def diagnostics(run: Any) -> Figure:
     """What ``nnlib.Diagnostics`` put into a run's history, layer by layer, by epoch."""
-    panels = {"gradient_norm": "Gradient", "weight_norm": "Weights", "update_ratio": "Update / weights"}
-    panels["dead"] = "Dead units (share of the layer)"
-    figure, axes = subplots(2, 2, height=5.4, xlabel="epoch")
-    for ax, (name, title) in zip(axes, panels.items(), strict=True):
+    panels = {"gradient_norm": ("Gradient", "length"), "weight_norm": ("Weights", "length")}
+    panels |= {"update_ratio": ("Update / weights", "ratio"), "dead": ("Dead units (share of the layer)", "share")}
+    figure, axes = subplots(2, 2, height=5.4, xlabel="epoch", yscale="log")
+    for ax, (name, (title, unit)) in zip(axes, panels.items(), strict=True):
         _draw_layers(ax, getattr(run, "history", run), name)
-        ax.set(title=title, ylabel="share" if name == "dead" else "ratio" if name == "update_ratio" else "length")
-        ax.set_yscale("linear" if name == "dead" else "log")
+        ax.set(title=title, ylabel=unit)
     axes[2].axhline(1e-3, color=GREY, ls="--", label="_")
-    axes[3].set_ylim(-0.02, 1.02)
+    axes[3].set(yscale="linear", ylim=(-0.02, 1.02))
     label_lines(*axes, gap=0.1)
     return figure
 

@@ -86,9 +86,8 @@ def fit_preprocessing(kind: str, images: Array, *, components: int = 0, floor: f
     """
     key = (zlib.crc32(np.ascontiguousarray(images).data), images.shape, kind, components, floor)
     if key not in _last_fit:
-        fitted = _fit(kind, images, components, floor)
         _last_fit.clear()
-        _last_fit[key] = fitted
+        _last_fit[key] = _fit(kind, images, components, floor)
     return _last_fit[key]
 
 
@@ -96,9 +95,7 @@ def _fit(kind: str, images: Array, components: int, floor: float) -> Preprocessi
     n_pixels = math.prod(images.shape[1:])
     if one_of(PREPROCESSING, "preprocessing", kind) == "scale":
         return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), np.zeros(n_pixels, np.float32))
-    rows = np.arange(len(images))
-    if len(rows) > 20_000:
-        rows = np.sort(np.random.default_rng(0).choice(len(images), 20_000, replace=False))
+    rows = np.sort(np.random.default_rng(0).choice(len(images), min(len(images), 20_000), replace=False))
     # in pieces: all of the images at once, as wider numbers, would need many times their memory
     pieces = [rows[start : start + 2000] for start in range(0, len(rows), 2000)]
     flat = images.reshape(len(images), n_pixels)
@@ -148,7 +145,7 @@ def augment(
     HyperparameterError for arrays of other dimensions.
     """
     if images.ndim != 4:
-        raise HyperparameterError(f"flip, shift: they need images (B, C, H, W), but these are {images.shape}.")
+        raise HyperparameterError(f"flip, shift: they need images (B, C, H, W), not {images.shape}; images[:, None]?")
     workspace = Workspace() if workspace is None else workspace
     n, _, height, width = images.shape
     mirrored = rng.random(n) < (0.5 if flip else 0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
 MANY = 999  # threads: as many as there are
 
 
@@ -35,9 +36,7 @@ def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -
     # BLAS thinks in columns: it is asked for out' = b' a', whose transposes are the arrays as they lie in memory.
     left, flip_left = (b.T, False) if b.flags.c_contiguous else (b, True)
     right, flip_right = (a.T, False) if a.flags.c_contiguous else (a, True)
-    _blas("gemm", out.dtype)(
-        1.0, left, right, beta=factor, c=out.T, trans_a=flip_left, trans_b=flip_right, overwrite_c=True
-    )
+    _blas("gemm", out.dtype)(1.0, left, right, factor, out.T, trans_a=flip_left, trans_b=flip_right, overwrite_c=True)
     return out
 
 
@@ -89,6 +88,5 @@ def blas_threads(most: int) -> Iterator[None]:
     A BLAS that was already limited to fewer, by an environment variable or by threadpoolctl, stays so.
     """
     blas = _controller().select(user_api="blas")
-    least = min((library["num_threads"] for library in blas.info()), default=most)
-    with blas.limit(limits=min(most, least)):
+    with blas.limit(limits=min([most, *(library["num_threads"] for library in blas.info())])):
         yield

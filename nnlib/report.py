@@ -10,18 +10,17 @@ import re
 import shutil
 from collections.abc import Iterable
 from datetime import datetime
+from functools import reduce
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
-from nbconvert.exporters import HTMLExporter, MarkdownExporter
+from nbconvert import HTMLExporter, MarkdownExporter, preprocessors
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.preprocessors import Preprocessor
 from nbconvert.writers.files import FilesWriter
-from nbformat import NotebookNode, from_dict
-from nbformat.v4 import new_notebook
+from nbformat import NotebookNode, from_dict, v4
 
 import nnlib
 from nnlib.checkpoints import write_atomically, write_text
@@ -73,10 +72,18 @@ def build(
     figures, pages = {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())}, list[Page]()
     for number, path in enumerate(paths, start=1):
         label = f"[{number}/{len(paths)}] {path.stem}"
-        pages.append(page := execute(path, parameters, figures, label))
+        try:
+            pages.append(page := execute(path, parameters, figures, label))
+        except KeyboardInterrupt:
+            if not pages:
+                raise
+            break
         print(f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s", flush=True)
     facts = {"Author": author, "Recipe asked for": recipe} | _facts(pages, quick, data)
-    target = _write(merge(pages, facts, code), output, to)
+    lacking = f"interrupted after {len(pages)} of {len(paths)} notebooks" if len(pages) < len(paths) else ""
+    target = _write(merge(pages, facts | {"Incomplete": lacking}, code), output, to)
+    if lacking:
+        raise KeyboardInterrupt(f"{target}: {lacking}")
     if failed := [f"{page.name}, {page.error}" for page in pages if page.error]:
         raise ReportError(f"{target}: {len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}.")
     return target
@@ -85,19 +92,16 @@ def build(
 def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, Any]:
     settings = " at quick settings: the numbers are those of a short run" if quick else ""
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))
-    return {
-        "Date": f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}",
-        "Run time": f"{sum(page.seconds for page in pages) / 60:.1f} minutes, {len(pages)} notebooks{settings}",
-        "Data": f"{data.source}. {data.note}".strip(" ."),
-        "Fingerprint": data.fingerprint,
-        "Software": f"nnlib {nnlib.__version__}, Python {platform.python_version()}, {packages}",
-        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
-    }
+    took = f"{sum(page.seconds for page in pages) / 60:.1f} minutes, {len(pages)} notebooks{settings}"
+    facts = {"Date": f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}", "Run time": took}
+    facts |= {"Data": f"{data.source}. {data.note}".strip(" ."), "Fingerprint": data.fingerprint}
+    facts["Software"] = f"nnlib {nnlib.__version__}, Python {platform.python_version()}, {packages}"
+    return facts | {"Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"}
 
 
 def merge(pages: list[Page], facts: dict[str, Any], code: str = "fold") -> NotebookNode:
     """Return one notebook with the cells of all ``pages``, which knows what its title page says."""
-    merged = new_notebook(cells=[cell for number, page in enumerate(pages) for cell in _numbered(page, number)])
+    merged = v4.new_notebook(cells=[cell for number, page in enumerate(pages) for cell in _numbered(page, number)])
     listed = [vars(p) | {"notebook": None, "title": p.title, "results": RESULT.findall(p.printed())} for p in pages]
     merged.metadata = from_dict({"facts": facts, "pages": listed, "code": code, "language_info": {"name": "python"}})
     return merged
@@ -152,7 +156,7 @@ def _numbered(page: Page, number: int) -> list[NotebookNode]:
     return list(page.notebook.cells)
 
 
-class Typesetting(Preprocessor):
+class Typesetting(preprocessors.Preprocessor):
     """Sets text and mathematics as HTML, where the template looks for it, and collects the list of contents."""
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
@@ -181,9 +185,7 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 def _replace(text: str, table: dict[str, str]) -> str:
-    for old, new in table.items():
-        text = text.replace(old, new)
-    return text
+    return reduce(lambda changed, pair: changed.replace(*pair), table.items(), text)
 
 
 class Renderer(IPythonRenderer):

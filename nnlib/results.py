@@ -61,6 +61,7 @@ class SearchResults:
     space: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     seeds: int = 1
+    interrupted: bool = field(default=False, compare=False)  # by Ctrl-C
 
     def add(self, trial: Trial) -> None:
         """Put a trial in its place, instead of an earlier record of it."""
@@ -129,8 +130,7 @@ class SearchResults:
         """
         import optuna
 
-        select_by = self.base.select_by
-        ended = [(t.settings, t.merit(select_by)) for t in self.trials if t.status in ("complete", "pruned")]
+        ended = [(t.settings, t.merit(self.base.select_by)) for t in self.trials if t.status in ("complete", "pruned")]
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
         study = make_study({n: v for n, v in self.space.items() if isinstance(v, Range) or len(v) > 1}, ended)
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
@@ -153,7 +153,7 @@ class SearchResults:
 
     def identity(self) -> dict[str, Any]:
         """Return, as JSON would, all that two calls of the same search have in common."""
-        asked = {name: value for name, value in vars(self).items() if name != "trials"}
+        asked = {name: value for name, value in vars(self).items() if name not in ("trials", "interrupted")}
         return json.loads(json.dumps(asked | {"base": self.base.to_dict()}, default=vars))
 
     def save(self, path: str | Path) -> Path:
@@ -176,8 +176,7 @@ class SearchResults:
 
 def describe(trial: Trial) -> str:
     """Return a trial as a line of text."""
-    shown = {name: f"{v:.4g}" if isinstance(v, float) else v for name, v in trial.settings.items()}
-    settings = ", ".join(f"{name}={value}" for name, value in shown.items())
+    settings = ", ".join(f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in trial.settings.items())
     return f"accuracy {trial.valid_accuracy:.4f}, loss {trial.valid_loss:.4f} (trial {trial.number}: {settings})"
 
 
@@ -196,13 +195,11 @@ def mean_merit(trials: Sequence[Trial], select_by: str) -> float:
 
 def load_results(path: str | Path) -> SearchResults:
     """Return what ``save`` wrote to a file, or a search to its folder. Raises CheckpointError if it cannot be read."""
-    path = Path(path)
-    path = path / "results.json" if path.is_dir() else path
+    path = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        for trial in document["trials"]:
-            trial["settings"] = {name: _tuple(value) for name, value in trial["settings"].items()}
-        document["trials"] = [Trial(**trial) for trial in document["trials"]]
+        settings = [{name: _tuple(value) for name, value in t["settings"].items()} for t in document["trials"]]
+        document["trials"] = [Trial(**t | {"settings": s}) for t, s in zip(document["trials"], settings, strict=True)]
         for name, values in document["space"].items():
             document["space"][name] = Range(**values) if isinstance(values, dict) else [*map(_tuple, values)]
         return SearchResults(**document | {"base": Hyperparameters.from_dict(document["base"])})

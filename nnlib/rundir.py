@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnlib import checkpoints
-from nnlib.checkpoints import read_arrays, save_model, write_text
 from nnlib.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,11 +24,9 @@ Record = dict[str, Any]
 
 def describe(record: Record, epochs: int) -> str:
     """Return one epoch's record as a line of text."""
-    return (
-        f"epoch {record['epoch']:3d}/{epochs}  learning rate {record['learning_rate']:.5f}  "
-        f"train loss {record['train_loss']:.4f} accuracy {record['train_accuracy']:.4f}  "
-        f"valid loss {record['valid_loss']:.4f} accuracy {record['valid_accuracy']:.4f}  {record['seconds']:.1f} s"
-    )
+    text = "epoch {epoch:3d}/{epochs}  learning rate {learning_rate:.5f}  train loss {train_loss:.4f} accuracy "
+    text += "{train_accuracy:.4f}  valid loss {valid_loss:.4f} accuracy {valid_accuracy:.4f}  {seconds:.1f} s"
+    return text.format_map(record | {"epochs": epochs})
 
 
 class RunDirectory:
@@ -68,13 +65,16 @@ class RunDirectory:
             trainer.stop_early()
             self._write_history(trainer)
         else:
+            if resume and self.best.exists() and not (self.path / "hyperparameters.json").exists():
+                remedy = "name another run_dir, or write over it with resume=False (--no-resume)"
+                raise CheckpointError(f"{self.path}: the model in it is of no run that can go on; {remedy}.")
             for path in (self.last, self.previous):
                 path.unlink(missing_ok=True)
         if trainer.history:  # the state knows the best weights: a file that is damaged, or ahead of it, is put right
-            save_model(trainer.result().model, self.best)
+            checkpoints.save_model(trainer.result().model, self.best)
         self._prune(trainer)
-        write_text(self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n")
-        write_text(self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n")
+        checkpoints.write_text(self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n")
+        checkpoints.write_text(self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the object in a file of JSON. Raises CheckpointError if it cannot be read."""
@@ -133,7 +133,7 @@ class RunDirectory:
         if record is models[self.best] and len(models) > 1:
             self.best.replace([*models][1])
         for path in [path for path, best in models.items() if best is record]:
-            save_model(trainer.snapshot(trainer.evaluated.parameters, record), path)
+            checkpoints.save_model(trainer.snapshot(trainer.evaluated.parameters, record), path)
 
     def _prune(self, trainer: "Trainer") -> None:
         """Delete the models that are not, or no longer, among the best."""
@@ -146,10 +146,10 @@ class RunDirectory:
             return
         names = dict.fromkeys(name for record in trainer.history for name in record)
         rows = [names, *([record.get(name, "nan") for name in names] for record in trainer.history)]
-        write_text(self.path / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
+        checkpoints.write_text(self.path / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
         lines = [describe(record, trainer.hp.epochs) for record in trainer.history]
         lines += [*trainer.warnings.values(), trainer.stopped]
-        write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")
+        checkpoints.write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")
 
     def _restore(self, trainer: "Trainer") -> None:
         arrays, meta = self._read_state()
@@ -166,12 +166,12 @@ class RunDirectory:
     def _read_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the last state, or the one before it where the last is damaged."""
         try:
-            return read_arrays(self.last)
+            return checkpoints.read_arrays(self.last)
         except CheckpointError as error:
             if not self.previous.exists():
                 raise CheckpointError(f"{error} Or say resume=False (--no-resume) to start again.") from None
             print(f"{error}\nGoing on from the state before it, {self.previous.name}.")
-            state = read_arrays(self.previous)
+            state = checkpoints.read_arrays(self.previous)
             self.last.unlink(missing_ok=True)  # or the next save would put it in the place of the good one
             return state
 

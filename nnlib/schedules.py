@@ -30,26 +30,21 @@ def make_schedule(
     proper then runs over the remaining steps. Raises HyperparameterError for a name that is not known.
     """
     rate, floor, total = learning_rate, min_learning_rate, max(total_steps - warmup_steps, 1)
-    top = max(round(0.3 * total), 1)  # of one_cycle
+    top, low = max(round(0.3 * total), 1), rate / 25  # of one_cycle
 
     def cosine(step: int, total: int = total) -> float:
-        progress = min(step / max(total, 1), 1.0)
-        return floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
 
     schedules: dict[str, Schedule] = {
         "constant": lambda step: rate,
         "step": lambda step: max(rate * decay_rate ** (step // decay_every), floor),
         "exponential": lambda step: max(rate * decay_rate ** (step / decay_every), floor),
         "cosine": cosine,
-        "one_cycle": lambda step: (
-            rate / 25 + (rate - rate / 25) * step / top if step < top else cosine(step - top, total - top)
-        ),
+        "one_cycle": lambda step: low + (rate - low) * step / top if step < top else cosine(step - top, total - top),
     }
     after = schedules[one_of(SCHEDULES, "schedule", name)]
 
     def schedule(step: int) -> float:
-        if step < warmup_steps:
-            return learning_rate * (step + 1) / warmup_steps
-        return after(step - warmup_steps)
+        return rate * (step + 1) / warmup_steps if step < warmup_steps else after(step - warmup_steps)
 
     return schedule

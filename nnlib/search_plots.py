@@ -46,8 +46,7 @@ def search_parallel(table: Any, names: Sequence[str], value: str = "valid_accura
     columns = [*names, value]
     for heights in zip(*(_draw_scale(ax, x, rows[name].tolist()) for x, name in enumerate(columns)), strict=True):
         ax.plot(heights, color=matplotlib.colormaps["viridis"](heights[-1]), alpha=0.8)
-    ax.set_xticks(range(len(columns)), columns)
-    ax.set_yticks([])
+    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=[])
     return figure
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +71,12 @@ def search(
         results.trials = _known(folder, results)
         show = _Progress(rungs, seeds, progress)
         stack.callback(show.bar.close)
-        ladder = Ladder(results, data, rungs, pool, 0 if executor else workers, folder, keep)
         try:
-            for trial, epochs in ladder.climb():
+            for trial, epochs in Ladder(results, data, rungs, pool, 0 if executor else workers, folder, keep).climb():
                 show(results, trial, epochs)
             shutil.rmtree(folder / "trials", ignore_errors=True)
         except KeyboardInterrupt:
+            results.interrupted = True
             place = f" in {directory}: the same call goes on from there" if directory else ""
             print(f"interrupted: {len(results.trials)} trials are recorded{place}.")
     return results
@@ -183,7 +182,8 @@ class Ladder:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     trial = running.pop(future)
-                    if trial.number not in alone and _died(future):
+                    died = not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
+                    if died and trial.number not in alone:
                         suspects.append(trial)
                     else:
                         yield self._outcome(future, trial)
@@ -276,10 +276,6 @@ def _replayed(known: Trial, epochs: int, base: Hyperparameters) -> Trial | None:
     return known if known.status != "pruned" else None
 
 
-def _died(future: Future[Outcome]) -> bool:
-    return not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
-
-
 class InProcess(Executor):
     """Makes each call at once, in this process: training already uses every core."""
 
@@ -298,15 +294,14 @@ def _processes(workers: int) -> Executor:
     """Return loky's processes, new ones if one has died, with BLAS threads divided among them."""
     from loky import get_reusable_executor
 
-    threads = str(max((os.cpu_count() or 1) // workers, 1))
-    env = {f"{blas}_NUM_THREADS": threads for blas in ("OPENBLAS", "OMP", "MKL")}
+    env = {f"{blas}_NUM_THREADS": str(max((os.cpu_count() or 1) // workers, 1)) for blas in ("OPENBLAS", "OMP", "MKL")}
     return get_reusable_executor(max_workers=workers, env=env)
 
 
 def _pool(executor: Any, workers: int, data: Dataset, stack: ExitStack) -> Pool:
     """Return what returns who trains: this process, loky's, the executor that was given, or a Dask cluster."""
     if executor is None:
-        return partial(_processes, workers) if workers > 1 else InProcess
+        return (lambda: _processes(workers)) if workers > 1 else InProcess
     client = getattr(executor, "_client", executor)
     if isinstance(client, str) or hasattr(client, "get_executor"):
         try:
@@ -334,9 +329,7 @@ def plan(asked: SearchResults, n_trials: int | None, workers: int) -> list[Rung]
     size = _size(space)
     whole = int(size) if method in ("grid", "halving") and size < math.inf else 27 if method == "halving" else 20
     n = int(min(n_trials or whole, size))
-    levels = 0
-    while method == "halving" and 3 ** (levels + 1) <= min(n, epochs):
-        levels += 1
+    levels = sum(3**i <= min(n, epochs) for i in range(1, 20)) if method == "halving" else 0
     ends = [0, *(epochs // 3**level for level in range(levels, -1, -1))]
     return [(n // 3**i, end, end - ends[i]) for i, end in enumerate(ends[1:])]
 
@@ -353,8 +346,7 @@ def _known(directory: Path, results: SearchResults) -> list[Trial]:
     earlier = load_results(directory)
     was, now = earlier.identity(), results.identity()
     if differ := [name for name in now if was[name] != now[name]]:
-        remedy = "name another directory"
-        raise CheckpointError(f"{directory}: it holds a search with another {' and '.join(differ)}; {remedy}.")
+        raise CheckpointError(f"{directory}: the search in it differs in {', '.join(differ)}; name another directory.")
     return earlier.trials
 
 

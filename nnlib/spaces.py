@@ -112,8 +112,7 @@ def make_study(space: Mapping[str, Any], known: Known, method: str = "random", s
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    random = method == "random"
-    sampler = optuna.samplers.RandomSampler(seed) if random else optuna.samplers.TPESampler(seed=seed)
+    sampler = optuna.samplers.RandomSampler(seed) if method == "random" else optuna.samplers.TPESampler(seed=seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     distributions = {name: _distribution(values) for name, values in space.items()}
     for settings, merit in known:

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from nnlib.batches import Batches
-from nnlib.callbacks import Callback, interrupts, reporter, warnings_of
+from nnlib.callbacks import Callback, interrupts, refuse_uncallable, reporter, warnings_of
 from nnlib.checkpoints import load_model
 from nnlib.datasets import Dataset
 from nnlib.errors import DataError, HyperparameterError, TrainingDiverged
 from nnlib.evaluation import evaluate
 from nnlib.hyperparameters import Hyperparameters
-from nnlib.losses import softmax_cross_entropy
-from nnlib.model import MLP, Array, Loss, fingerprint, useful_threads
+from nnlib.losses import checked_loss, softmax_cross_entropy
+from nnlib.model import MLP, Array, Loss, checked_model, fingerprint, useful_threads
 from nnlib.optimizers import SGD
 from nnlib.preprocessing import fit_preprocessing
 from nnlib.products import MANY, blas_threads
@@ -85,9 +85,8 @@ class TrainingRun:
     def __repr__(self) -> str:
         if not self.history:
             return f"TrainingRun: no finished epoch ({self.stopped})"
-        best = self.best
         text = f"TrainingRun: {len(self.history)} epochs in {self.seconds:.0f} s, best validation accuracy "
-        text += f"{best['valid_accuracy']:.4f} (loss {best['valid_loss']:.4f}) after epoch {best['epoch']}"
+        text += "{valid_accuracy:.4f} (loss {valid_loss:.4f}) after epoch {epoch}".format_map(self.best)
         return text + (f"; {self.stopped}" if self.stopped else "")
 
 
@@ -124,8 +123,7 @@ class Trainer:
         hp, data = self.hp, self.data
         if not isinstance(hp, Hyperparameters) or not isinstance(data, Dataset):
             raise HyperparameterError(f"hp, data: give Hyperparameters and a Dataset, not {hp!r:.20}, {data!r:.20}.")
-        if not isinstance(self.callbacks, list | tuple) or any(isinstance(each, type) for each in self.callbacks):
-            raise HyperparameterError(f"callbacks: {self.callbacks!r} is not allowed; a list of objects: [LivePlot()].")
+        refuse_uncallable(self.callbacks)
         if not len(data.train) or not len(data.valid):
             raise DataError(f"{len(data.train)} training and {len(data.valid)} validation images: both are needed.")
         if self.keep_best < 1 or (self.keep_best > 1 and self.run_dir is None):
@@ -136,10 +134,10 @@ class Trainer:
             self.model = build_model(hp, data, self.init)
         self.initial = {"seed": hp.seed, "sha256": fingerprint(self.model.parameters)}
         self.first_norms = {n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"}
-        self.loss_function = self.loss or partial(softmax_cross_entropy, label_smoothing=hp.label_smoothing)
+        loss = self.loss or partial(softmax_cross_entropy, label_smoothing=hp.label_smoothing)
+        self.loss_function = checked_loss(loss, len(data.classes))
         self.l2, decoupled_l2 = (0.0, hp.l2) if hp.decoupled_l2 else (hp.l2, 0.0)
-        options = {name: getattr(hp, name) for name in ("momentum", "nesterov", "clip_norm", "ema")}
-        self.optimizer = SGD(self.model.parameters, decoupled_l2=decoupled_l2, **options)
+        self.optimizer = SGD(self.model.parameters, hp.momentum, hp.nesterov, hp.clip_norm, decoupled_l2, hp.ema)
         self.evaluated = self.model.with_parameters(self.optimizer.average) if hp.ema else self.model
         self.batches = Batches(data.train, self.model, hp)
         self.steps_per_epoch = self.batches.per_epoch
@@ -167,10 +165,10 @@ class Trainer:
         if hp.patience and self.history and self.epoch - self.history.best(hp.select_by)["epoch"] >= hp.patience:
             self.stop(f"stopped early: no better {hp.select_by} in {hp.patience} epochs")
 
-    def warn(self, what: str, details: str) -> None:
+    def warn(self, what: str, details: str, remedy: str = "Try a smaller learning rate") -> None:
         """Say ``what`` is wrong, the first time that it is; log.txt and ``run.warnings`` keep it."""
         if what not in self.warnings:
-            self.warnings[what] = f"epoch {self.epoch + 1}: {what}: {details}. Try a smaller learning rate."
+            self.warnings[what] = f"epoch {self.epoch + 1}: {what}: {details}. {remedy}."
             if self.progress:
                 print(self.warnings[what])
 
@@ -187,6 +185,8 @@ class Trainer:
                 if self.directory is not None:
                     stack.enter_context(self.directory.locked())
                     self.directory.open(self, self.resume)
+                if self.hp.warmup_steps > (steps := self.hp.epochs * self.steps_per_epoch):
+                    self.warn("the warm-up does not end", f"the run has {steps} steps", "Try fewer warmup_steps")
                 stack.enter_context(interrupts(self))
                 for callback in self.callbacks:
                     stack.callback(_moment(callback, "on_end"), self)
@@ -276,11 +276,11 @@ class Trainer:
                 where = f"{names[0]} is not finite"
             elif not np.isfinite(z).all():
                 where = f"the activations of layer {layer} overflow, its weights being finite"
-        raise TrainingDiverged(
-            f"the loss is {loss} at step {self.step} (epoch {self.epoch + 1}): {where}. "
-            f"The likely cause is the learning rate, {self.learning_rate(self.step):g} here: try a third of it, or a "
-            f"warm-up (warmup_steps), or clip_norm=1. The best weights so far are kept."
-        )
+        found = f"the loss is {loss} at step {self.step} (epoch {self.epoch + 1}): {where}"
+        cause = f"the learning rate, {self.learning_rate(self.step):g} here, or inputs far larger than 1"
+        remedy = "try a third of it, or a warm-up (warmup_steps), or clip_norm=1"
+        kept = " The best weights so far are kept." if self.history else ""
+        raise TrainingDiverged(f"{found}. The likely cause is {cause}: {remedy}.{kept}")
 
     def _call(self, moment: str) -> list[Any]:
         """Call all callbacks; if one fails, save what was learnt before the exception goes on."""
@@ -383,11 +383,10 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
     preprocessing = None
     if images.dtype == np.uint8:
         fit = partial(fit_preprocessing, hp.preprocessing, components=hp.components, floor=hp.whitening_floor)
-        preprocessing = init.preprocessing if init else fit(images)
+        preprocessing = checked_model(init).preprocessing if init else fit(images)
     n_inputs = preprocessing.n_inputs if preprocessing else math.prod(images.shape[1:])
-    sizes = (n_inputs, *hp.hidden_sizes, len(data.classes))
     options: dict[str, Any] = {"initialisation": hp.initialisation, "classes": data.classes, "seed": hp.seed}
-    model = MLP(sizes, hp.activation, preprocessing=preprocessing, **options)
+    model = MLP((n_inputs, *hp.hidden_sizes, len(data.classes)), hp.activation, preprocessing=preprocessing, **options)
     if init is not None:
         needed, given = ((m.layer_sizes, m.activation) for m in (model, init))
         if needed != given:

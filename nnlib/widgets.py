@@ -23,7 +23,6 @@ from nnlib.drawing import UNITS
 from nnlib.errors import DataError, HyperparameterError, NNLibError, TrainingDiverged
 from nnlib.hyperparameters import Hyperparameters
 from nnlib.model import MLP, Array
-from nnlib.playground import LivePlot as LivePlot
 from nnlib.playground import Playground
 from nnlib.results import SearchResults, describe
 from nnlib.training import Trainer
@@ -234,8 +233,7 @@ def draw(model: MLP) -> Panel:
     for i, button in enumerate([*squares, fill]):
         button.on_click(lambda _, i=i: paint([i] if i < 64 else range(64)))
     upload.observe(lambda _: painted.clear(), "value")  # before the panel's own look at it
-    grid = w.GridBox(squares, layout={"grid_template_columns": "repeat(8, 32px)"})
-    panel = Panel(predict, 360, grid, upload=upload)
+    panel = Panel(predict, 360, w.GridBox(squares, layout={"grid_template_columns": "repeat(8, 32px)"}), upload=upload)
     panel.children[0].children += (colour, fill)
     return panel
 

@@ -126,6 +126,11 @@ class WrongCube(Cube):
         return np.multiply(z, 2, out=out)
 
 
+class OutForgotten(Cube):
+    def value(self, z):
+        return z * z * z / 3
+
+
 def test_ones_own_takes_one_decorator_and_is_checked_like_the_others(monkeypatch):
     monkeypatch.setattr("nnlib.activations.ACTIVATIONS", dict(ACTIVATIONS))  # nothing stays registered
     assert register_activation("cube")(Cube) is Cube
@@ -140,5 +145,6 @@ def test_ones_own_takes_one_decorator_and_is_checked_like_the_others(monkeypatch
     for given, words in ((Cube, "write @nnlib.register_activation"), ("relu", "that nnlib does not use itself")):
         with pytest.raises(nnlib.HyperparameterError, match=words):
             register_activation(given)
-    with pytest.raises(nnlib.HyperparameterError, match=r"no subclass of nnlib\.Activation"):
-        register_activation("twice")(float)
+    for unfit in (float, abs, Activation, type("NoDerivative", (Activation,), {"value": Cube.value}), OutForgotten):
+        with pytest.raises(nnlib.HyperparameterError, match="cannot be registered; a subclass of nnlib"):
+            register_activation("unfit")(unfit)

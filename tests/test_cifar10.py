@@ -31,6 +31,7 @@ def test_verify_and_data_root(root, monkeypatch):
     assert cifar10.data_root() == (above if (above / "pyproject.toml").exists() else Path()) / "data"  # of a checkout
     monkeypatch.setenv("NNLIB_DATA_DIR", "/named")
     assert cifar10.data_root() == Path("/named") and cifar10.data_root("x") == Path("x")
+    assert cifar10.data_root("x/cifar-10-batches-py") == Path("x")  # the folder with the files is as good a name
 
 
 WRITERS = {"python 2": python2_pickle} | {

@@ -1,5 +1,6 @@
 """The command line: options follow Hyperparameters, errors are one line, and the exit status says who erred."""
 
+import contextlib
 import json
 import os
 import re
@@ -230,6 +231,15 @@ def test_a_search_without_a_result_says_where_the_reasons_are(capsys):
     assert "the loss is" in Path("s/results.json").read_text()
 
 
+def test_interrupted_training_says_how_to_go_on_and_ends_so(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        nnlib.training, "interrupts", lambda trainer: contextlib.nullcontext(trainer.stop("interrupted"))
+    )
+    status, out, _ = train(capsys)
+    assert status == 130 and "interrupted: --run-dir r goes on\n" in out
+    monkeypatch.undo()
+
+
 def test_a_search_interrupted_before_its_first_result_says_so(capsys, monkeypatch: pytest.MonkeyPatch):
     empty = nnlib.SearchResults(Hyperparameters(), {}, "grid")
     monkeypatch.setattr(nnlib, "search", lambda *arguments, **options: empty)
@@ -290,6 +300,7 @@ def test_search_ranks_and_records(capsys):
 def test_data_commands(capsys, small_data: nnlib.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("NNLIB_DATA_DIR", str(tmp_path / "elsewhere"))
     assert given(capsys, "data", "path") == (0, f"{tmp_path / 'elsewhere'}\n", "")
+    assert json.loads(given(capsys, "data", "path", "--json")[1]) == str(tmp_path / "elsewhere")
     status, out, _ = given(capsys, "data", "verify")
     assert status == 1 and out.count("missing") == 7
     status, out, _ = given(capsys, "data", "info")

@@ -299,3 +299,12 @@ def test_names_and_sizes_that_do_not_fit(root):
         load_dataset("cifar100")
     with pytest.raises(DataError, match="101 images cannot be set aside from 100"):
         load_dataset("cifar10", root, n_valid=101)
+
+
+def test_channels_last_and_labels_from_one_are_refused():
+    images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
+    with pytest.raises(DataError, match=r"channels last: give images\.transpose\(0, 3, 1, 2\)"):
+        Dataset.from_arrays(images, labels)
+    with pytest.raises(DataError, match=r"labels run from 1 to 2, and 3 classes from 0: np\.unique"):
+        Dataset.from_arrays(images.transpose(0, 3, 1, 2), labels + 1)
+    assert Dataset.from_arrays(images.transpose(0, 3, 1, 2), labels + 1, "abc").classes == ("a", "b", "c")

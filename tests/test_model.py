@@ -373,22 +373,22 @@ def test_joined_networks_answer_with_the_mean_of_their_logits():
 
 
 @pytest.mark.parametrize(
-    "others",
+    "others, differ",
     [
-        [],
-        [MLP((4, 5, 5, 3), "tanh")],
-        [MLP((4, 5, 3))],
-        [MLP((5, 5, 5, 3))],
-        [MLP((4, 5, 5, 3), classes="abc")],
-        [MLP((4, 5, 5, 3), dtype=np.float64)],
-        [MLP((4, 5, 5, 3), preprocessing=fit_preprocessing("scale", np.zeros((9, 4), np.uint8)))],
+        ([], "these 1 also differ in: nothing"),
+        ([MLP((4, 5, 5, 3), "tanh")], "activation"),
+        ([MLP((4, 5, 3))], "n_layers, activation"),
+        ([MLP((5, 5, 5, 3))], "inputs"),
+        ([MLP((4, 5, 5, 3), classes="abc")], "classes"),
+        ([MLP((4, 5, 5, 3), dtype=np.float64)], "dtype"),
+        ([MLP((4, 5, 5, 3), preprocessing=fit_preprocessing("scale", np.zeros((9, 4), np.uint8)))], "preprocessing"),
     ],
 )
-def test_networks_that_cannot_be_joined(others):
-    with pytest.raises(nnlib.HyperparameterError, match=r"^models: number \d has no hidden layer, no other beside it"):
+def test_networks_that_cannot_be_joined(others, differ):
+    with pytest.raises(nnlib.HyperparameterError, match=rf"^models: two or more are needed.* {differ}\.$"):
         nnlib.join([MLP((4, 5, 5, 3)), *others])
 
 
 def test_networks_without_hidden_layers_cannot_be_joined():
-    with pytest.raises(nnlib.HyperparameterError, match=r"^models: number 0"):
+    with pytest.raises(nnlib.HyperparameterError, match=r"^models: two or more are needed, with hidden layers"):
         nnlib.join([MLP((4, 3)), MLP((4, 3))])

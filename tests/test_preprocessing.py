@@ -200,3 +200,15 @@ def test_augmentation_in_a_workspace_is_the_same():
 def test_augmentation_refuses_what_is_no_image():
     with pytest.raises(nnlib.HyperparameterError, match=r"flip.*\(5, 60\)"):
         augment(np.zeros((5, 60), np.uint8), np.random.default_rng(0), flip=True)
+
+
+def test_images_of_another_layout_or_kind_are_refused():
+    preprocessing = fit_preprocessing("scale", np.zeros((9, 3, 8, 8), np.uint8))
+    model = nnlib.MLP((192, 5, 2), preprocessing=preprocessing)
+    images = np.zeros((4, 3, 8, 8), np.uint8)
+    assert model.predict(images).shape == (4,)
+    with pytest.raises(nnlib.DataError, match=r"channels last: give images\.transpose\(0, 3, 1, 2\)"):
+        model.predict(images.transpose(0, 2, 3, 1))
+    with pytest.raises(nnlib.HyperparameterError, match=r"^images: float32 .* takes uint8 pixels"):
+        model.predict(images.astype(np.float32))
+    assert repr(model) == "MLP(192-5-2, relu, float32)"

@@ -219,17 +219,29 @@ def test_a_place_that_cannot_be_written_is_found_before_the_notebooks_run(course
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signal to one process")
-def test_ctrl_c_ends_the_report_in_one_line(tmp_path: Path):
-    write_notebook(tmp_path / "01_waits.ipynb", new_markdown_cell("# W"), new_code_cell("import time; time.sleep(99)"))
-    write_notebook(tmp_path / "02_next.ipynb", new_markdown_cell("# N"), new_code_cell("open('begun', 'w')"))
+@pytest.mark.parametrize("before", [0, 1])
+def test_ctrl_c_ends_the_report_in_one_line_and_keeps_what_has_run(tmp_path: Path, before: int):
+    if before:
+        write_notebook(tmp_path / "01_runs.ipynb", new_markdown_cell("# R"), new_code_cell("6 * 7"))
+    waits = "open('begun', 'w').close(); import time; time.sleep(99)"
+    write_notebook(tmp_path / "02_waits.ipynb", new_markdown_cell("# W"), new_code_cell(waits))
+    write_notebook(tmp_path / "03_next.ipynb", new_markdown_cell("# N"), new_code_cell("open('next', 'w')"))
     command = [sys.executable, "-m", "nnlib", "report", "--data", "standin", "--notebooks-dir", str(tmp_path)]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        while not (tmp_path / "report/figures").exists():  # then it has begun
+        while not (tmp_path / "begun").exists() and running.poll() is None:
             time.sleep(0.1)
-        time.sleep(8)  # the kernel is at work
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
-    assert (running.returncode, err) == (130, "nnlib: interrupted\n") and not (tmp_path / "begun").exists()
+    page = tmp_path / "report/index.html"
+    assert running.returncode == 130 and not (tmp_path / "next").exists() and page.exists() == bool(before)
+    assert err.splitlines()[-1].endswith("interrupted after 1 of 3 notebooks" if before else "nnlib: interrupted")
+    assert err.count("\n") == 1 and (not before or "interrupted after 1 of 3 notebooks" in page.read_text("utf-8"))
+
+
+def test_what_is_no_notebook_is_named(tmp_path: Path):
+    (tmp_path / "01_empty.ipynb").touch()
+    with pytest.raises(NNLibError, match=r"01_empty\.ipynb: this is no notebook"):
+        notebooks.execute(tmp_path / "01_empty.ipynb")
 
 
 def test_pdf_without_a_browser_says_what_to_install(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -308,10 +320,12 @@ def test_refresh_leaves_a_notebook_that_fails_as_it_was(course: Path):
     assert (course / "02_fails.ipynb").read_bytes() == before
 
 
-def test_injected_parameters_leave_no_trace(course: Path, monkeypatch: pytest.MonkeyPatch):
+def test_injected_parameters_stand_in_the_result_and_not_in_the_file(course: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NNLIB_FIGURES_DIR", "figures")
     page = notebooks.execute(course / "01_runs.ipynb", {"dataset": "standin", "quick": True, "recipe": "fast"})
     assert "recipe" not in str(page.notebook)  # the cell names no such parameter
+    assert page.notebook.cells[1].source.endswith("\ndataset = 'standin'\nquick = True")
+    assert "standin" not in (course / "01_runs.ipynb").read_text(encoding="utf-8")
     assert page.error is None and page.title == "Softmax & friends"
     code = [cell for cell in page.notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [1, 2, 3]

@@ -137,9 +137,9 @@ def lines_of_code(path: Path) -> int:
 
 def test_nnlib_stays_small():
     lines = {path.name: lines_of_code(path) for path in MODULES}
-    # Lines that hold code. The plan asked for 3,000 in all; search, widgets, report, commands, and errors that say what
-    # to do instead, took it further away.
-    assert sum(lines.values()) <= 3928, lines
+    # Lines that hold code. The plan asked for 3,000 in all; search, widgets, report and commands took it further away:
+    # this number may go down, not up.
+    assert sum(lines.values()) <= 3880, lines
 
 
 def test_files_stay_short():

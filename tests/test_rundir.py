@@ -365,3 +365,12 @@ def test_load_run_refuses_what_is_no_run(tmp_path):
     (tmp_path / "hyperparameters.json").write_text("[]")
     with pytest.raises(nnlib.CheckpointError, match="an object is needed"):
         nnlib.load_run(tmp_path)
+
+
+def test_a_model_that_is_of_no_run_is_not_written_over(tmp_path):
+    nnlib.save_model(nnlib.MLP((48, 8, 3)), tmp_path / "best.npz")
+    before = (tmp_path / "best.npz").read_bytes()
+    with pytest.raises(nnlib.CheckpointError, match="of no run that can go on; name another run_dir"):
+        train(run_dir=tmp_path)
+    assert (tmp_path / "best.npz").read_bytes() == before
+    assert train(run_dir=tmp_path, resume=False).history

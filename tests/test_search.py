@@ -113,12 +113,12 @@ def test_an_interrupted_search_goes_on_and_runs_no_trial_twice(data, tmp_path, m
 
     monkeypatch.setattr(module, "run_trial", counted)
     broken = search(SPACE, data, BASE, directory=tmp_path, progress=False)
-    assert len(broken.trials) == 2
+    assert len(broken.trials) == 2 and broken.interrupted and not nnlib.load_results(tmp_path).interrupted
     assert f"2 trials are recorded in {tmp_path}: the same call goes on from there." in capsys.readouterr().out
     whole = search(SPACE, data, BASE, directory=tmp_path, progress=False)
     assert calls == [0, 1, 2, 2, 3] and [t.number for t in whole.trials] == [0, 1, 2, 3]
     assert nnlib.load_results(tmp_path) == whole
-    with pytest.raises(nnlib.CheckpointError, match="another base"):
+    with pytest.raises(nnlib.CheckpointError, match="differs in base"):
         search(SPACE, data, BASE.replace(epochs=4), directory=tmp_path, progress=False)
 
 

@@ -201,7 +201,15 @@ def test_arguments_in_the_wrong_order_are_refused(hp, data):
         nnlib.train(hp, data)
 
 
-@pytest.mark.parametrize("callbacks", [[Callback], Callback(), "line"])
+class KerasLike(Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        pass
+
+
+UNCALLABLE = ([Callback], Callback(), "line", [print], [KerasLike()], [Callback(), object()])
+
+
+@pytest.mark.parametrize("callbacks", UNCALLABLE)
 def test_callbacks_that_are_no_list_of_objects_are_refused(callbacks):
     with pytest.raises(nnlib.HyperparameterError, match=r"^callbacks: .* a list of objects"):
         nnlib.train(PLAIN, DATA, callbacks=callbacks)
@@ -281,15 +289,49 @@ def test_a_loss_of_ones_own_is_trained_by_and_validation_stays_cross_entropy():
     asked = []
 
     def only_the_first_class_counts(logits, labels):
-        asked.append(len(labels))
+        asked.append(len(labels))  # in seventy steps, and in a try before them
         return softmax_cross_entropy(logits, labels, class_weights=np.array([1, 1e-9, 1e-9]))
 
     data = DATA.subset(99)
     run = train(PLAIN.replace(epochs=10), data, loss=only_the_first_class_counts)
-    assert len(asked) == 70 and nnlib.evaluate(run.model, DATA.train).per_class["a"] == 1
+    assert len(asked) == 71 and nnlib.evaluate(run.model, DATA.train).per_class["a"] == 1
     assert run.best["valid_loss"] == pytest.approx(nnlib.evaluate(run.model, data.valid).loss, rel=1e-6)
     smooth = PLAIN.replace(label_smoothing=0.1)
     assert same(train(PLAIN, DATA, loss=partial(softmax_cross_entropy, label_smoothing=0.1)), train(smooth))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda logits, labels: 1.0,
+        lambda logits, labels: (logits.sum(axis=1), logits),
+        lambda logits, labels: (1.0, logits.T),
+        "mse",
+    ],
+)
+def test_a_loss_that_is_none_is_refused_before_the_first_step(loss):
+    with pytest.raises(nnlib.HyperparameterError, match=r"^loss: it gives .* a number and its derivative \(2, 3\)"):
+        train(PLAIN, DATA, loss=loss)
+
+
+def test_a_warm_up_longer_than_the_run_is_told():
+    run = train(PLAIN.replace(warmup_steps=100))
+    assert run.warnings == ("epoch 1: the warm-up does not end: the run has 21 steps. Try fewer warmup_steps.",)
+    assert not train(PLAIN.replace(warmup_steps=21)).warnings
+
+
+def test_a_run_is_no_model():
+    run = train()
+    wrong = (
+        lambda: nnlib.evaluate(run, DATA.valid),
+        lambda: nnlib.save_model(run, "x"),
+        lambda: nnlib.join([run, run]),
+        lambda: nnlib.check_gradients(run, DATA.train.images, DATA.train.labels),
+        lambda: train(init=run),
+    )
+    for call in wrong:
+        with pytest.raises(nnlib.HyperparameterError, match=r"^model: TrainingRun is no MLP; run.model is one"):
+            call()
 
 
 def test_images_edited_in_place_are_preprocessed_anew():
