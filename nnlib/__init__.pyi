@@ -1,7 +1,5 @@
 """What ``import nnlib`` offers; each name is loaded when it is first used, so that the import itself is fast."""
 
-from . import plots as plots
-from . import widgets as widgets
 from .activations import (
     ACTIVATIONS as ACTIVATIONS,
 )
