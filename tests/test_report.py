@@ -208,7 +208,8 @@ def test_markdown_has_its_pictures_beside_it(tmp_path: Path):
 @pytest.mark.parametrize(("name", "number"), [("07_page", "7.1"), ("00_page", "0.1"), ("page", "2.1")])
 def test_figures_bear_the_number_of_their_notebook(name: str, number: str):
     first, second = (page_of(new_code_cell("x", outputs=[picture("a dot")]), name=n) for n in ("01_page", name))
-    html = render([first, second], {"Data": "standin"})
+    html = render([first, second], {"Data": "standin; `nnlib data fetch`"})
+    assert "standin; nnlib data fetch<" in html  # no backticks where there is no Markdown
     assert "Figure 1.1." in html and f"Figure {number}." in html
 
 
