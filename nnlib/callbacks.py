@@ -105,8 +105,7 @@ class Diagnostics(Callback):
 
     def on_step(self, trainer: "Trainer") -> None:
         if trainer.step % trainer.steps_per_epoch == 0:
-            now = trainer.model.parameters
-            self._changes = {name: float(np.linalg.norm(now[name] - W)) for name, W in self._before.items()}
+            self._changes = {n: float(np.linalg.norm(trainer.model.parameters[n] - W)) for n, W in self._before.items()}
         self._remember(trainer)
 
     def _remember(self, trainer: "Trainer") -> None:

@@ -160,7 +160,8 @@ def train(
     folder = run_dir or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
     first = [nnlib.load_model(path) for path in init]
     begin = nnlib.join(first) if len(first) > 1 else first[0] if first else None
-    print(f"training in {folder}; first, the preprocessing is fitted to {len(data.train):,} images", file=sys.stderr)
+    if not quiet:
+        print(f"training in {folder}; the preprocessing is fitted to the images first", file=sys.stderr)
     run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads)
     go_on = {"interrupted": f"--run-dir {folder} goes on"} if run.stopped == "interrupted" else {}
     return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz", **go_on}
