@@ -154,6 +154,7 @@ def test_visualize_draws_every_layer_before_and_after(capsys):
     files = [Path("drawn") / f"{name}.png" for name in names]
     assert status == 0 and out.splitlines() == [f"{path.stem}: {path}" for path in files]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+    assert given(capsys, "visualize", "r")[1].splitlines()[0] == f"{names[0]}: {Path('figures/weights') / names[0]}.png"
 
 
 def test_train_goes_on_where_it_stopped(capsys):
@@ -189,6 +190,7 @@ def test_run_folder_by_default(capsys):
         (["report", "--notebooks-dir", "absent"], 1, "there are no notebooks"),
         (["train", "--epochs", "1.5"], 2, "--epochs"),
         (["train", "--hidden-sizes", "8", "2.5"], 2, "--hidden-sizes"),
+        (["train", "--hidden-sizes", "--dry-run"], 2, "--hidden-sizes"),
     ],
 )
 def test_errors_are_one_line_and_the_status_says_who_erred(capsys, arguments, status, message):
