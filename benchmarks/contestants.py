@@ -18,8 +18,7 @@ from threadpoolctl import threadpool_limits
 
 import nnlib
 from nnlib.batches import Batches
-from nnlib.model import useful_threads
-from nnlib.products import blas_threads, product
+from nnlib.products import product
 
 LEARNING_RATE, MOMENTUM, L2 = 0.001, 0.9, 1e-3
 MEAN, SCALE = 121.0, 64.0  # about CIFAR-10's; the exact ones change no timing
@@ -58,7 +57,7 @@ def batches(n: int, batch_size: int, steps: int) -> list[Any]:
 def epoch_seconds(hp: nnlib.Hyperparameters, data: nnlib.Dataset) -> float:
     """Return the time of an epoch's steps, from the median of forty."""
     trainer = nnlib.Trainer(hp, data, progress=False)
-    with blas_threads(useful_threads(trainer.model, hp.batch_size)):
+    with trainer.limited_threads():
         steps = timeit.repeat(trainer.train_step, number=1, repeat=40)
     return statistics.median(steps) * trainer.steps_per_epoch
 

@@ -44,15 +44,15 @@ class Callback:
         """Called once at the end, whatever ended the run."""
 
 
-MOMENTS = {name for name in vars(Callback) if name[0] != "_"}
+MOMENTS = [name for name in vars(Callback) if name[0] != "_"]
 
 
 def refuse_uncallable(callbacks: Any) -> None:
-    """Raise HyperparameterError for what is no list of objects, or has none of the MOMENTS, or a method like them."""
+    """Raise HyperparameterError for what is no list of objects that do something at one of the MOMENTS."""
     for each in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
-        named = {name for name in dir(each) if name in MOMENTS or name.startswith("on_")}
-        if each is callbacks or isinstance(each, type) or not named or named - MOMENTS:
-            allowed = ", ".join(sorted(MOMENTS))
+        own = [m for m in MOMENTS if hasattr(each, m) and getattr(type(each), m, None) is not getattr(Callback, m)]
+        if each is callbacks or isinstance(each, type) or not own:
+            allowed = ", ".join(MOMENTS)
             raise HyperparameterError(f"callbacks: {each!r} is not allowed; a list of objects with some of {allowed}.")
 
 

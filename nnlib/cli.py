@@ -22,15 +22,13 @@ import nnlib
 from nnlib import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.hyperparameters import RECIPES, Hyperparameters
-from nnlib.model import useful_threads
-from nnlib.products import blas_threads
 from nnlib.results import SearchResults
 from nnlib.searching import plan
 from nnlib.spaces import Range, checked
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
-`nnlib COMMAND --help` explains each command. Exit status: 0; 1 for what went wrong; 2 for misuse."""
+`nnlib COMMAND --help` explains each command. Exit status: 0; 1 for what went wrong; 2 for misuse; 130 for Ctrl-C."""
 EVERYWHERE = "With any command: --json prints JSON, and all else to stderr; --debug adds the traceback to an error."
 WORD = re.compile(r'(?<![\w".])(?!true\b|false\b)[A-Za-z_][\w.()+-]*')  # what JSON wants to have in quotes
 
@@ -41,8 +39,6 @@ data_app = App(name="data", help="Fetch CIFAR-10, check it, or say where it is."
 app.command(data_app)
 app.register_install_completion_command(help="Let bash, zsh or fish complete nnlib's commands and options.")
 Record = dict[str, Any]  # what a command found: it is printed, as lines or as JSON; ok=False in it is exit status 1
-
-
 Whole = Annotated[int, Parameter(converter=lambda _, tokens: int(tokens[0].value))]  # Cyclopts itself would round
 
 
@@ -119,7 +115,7 @@ def _estimate(hp: Hyperparameters, data: nnlib.Dataset, runs: int, times: float,
     tracemalloc.start()
     trainer = nnlib.Trainer(hp, data, progress=False, threads=threads)
     model, steps = trainer.model, hp.epochs * trainer.steps_per_epoch
-    with blas_threads(threads or useful_threads(model, hp.batch_size)):
+    with trainer.limited_threads():
         seconds = times * steps * statistics.median(timeit.repeat(trainer.train_step, number=1, repeat=20))
     memory = tracemalloc.get_traced_memory()[1] + sum(s.images.nbytes for s in (data.train, data.valid, data.test))
     tracemalloc.stop()
@@ -247,8 +243,8 @@ def search(
         return _estimate(base, data, rungs[0][0] * seeds, times, threads=None)
     folder = directory or Path("runs") / f"search-{datetime.now():%Y%m%d-%H%M%S}"
     results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, scheduler, folder, seeds=seeds)
-    if not results.trials:
-        raise KeyboardInterrupt  # it came before the first one's end
+    if results.interrupted and all(trial.status != "complete" for trial in results.trials):
+        raise KeyboardInterrupt  # there is nothing to rank
     best = results.best.settings
     ranked = results.to_dataframe().sort_values("valid_accuracy", ascending=False)
     print((results.mean_over_seeds() if seeds > 1 else ranked).head(20).to_string(index=False))

@@ -168,7 +168,7 @@ def stratified(labels: Array, n: int, seed: int) -> tuple[Array, Array]:
     is less than one image off its share. Raises DataError if there are fewer than ``n``.
     """
     if not isinstance(n, Integral) or not 0 <= n <= len(labels):
-        raise DataError(f"{n:,} images cannot be set aside from {len(labels):,}; a whole number up to that is needed.")
+        raise DataError(f"{n!r} images cannot be set aside from {len(labels):,}; a whole number up to that is needed.")
     by_class = np.lexsort((standin.random_words(len(labels), seed), labels))
     chosen = np.zeros(len(labels), bool)
     chosen[by_class[np.arange(n) * len(labels) // max(n, 1)]] = True
@@ -231,7 +231,7 @@ def _open_cache(path: Path, key: list[Any]) -> Dataset:
 
 def refuse_channels_last(images: Array) -> None:
     """Raise DataError for images (N, H, W, C): the network would take columns for rows and colours for columns."""
-    if images.ndim == 4 and images.shape[3] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+    if images.ndim == 4 and images.shape[3] <= 4 < min(images.shape[1:3]):
         raise DataError(f"images {images.shape} have their channels last: give images.transpose(0, 3, 1, 2).")
 
 

@@ -324,7 +324,8 @@ def fingerprint(parameters: dict[str, Array]) -> str:
 def useful_threads(model: MLP, batch_size: int) -> int:
     """Return how many BLAS threads a step's products can use: one for each 32 million multiplications going forward.
 
-    With less to do they wait for each other longer than they work; 07_performance measures it.
+    With less to do, a second one gains up to a third on a quiet machine, and beside busy programs costs most of the
+    speed: they wait for each other. 07_performance measures both.
     """
     arrays = [*model.parameters.values(), *(model.preprocessing.arrays.values() if model.preprocessing else ())]
     return max(batch_size * sum(a.size for a in arrays if a.ndim == 2) // 32_000_000, 1)

@@ -15,7 +15,6 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
-MANY = 999  # threads: as many as there are
 
 
 @cache
@@ -82,11 +81,12 @@ def _controller() -> Any:
 
 
 @contextmanager
-def blas_threads(most: int) -> Iterator[None]:
+def blas_threads(most: int | None) -> Iterator[None]:
     """Let each BLAS of this process use at most ``most`` threads until the end of the ``with``, then as many as before.
 
-    A BLAS that was already limited to fewer, by an environment variable or by threadpoolctl, stays so.
+    None changes nothing, and a BLAS that was already limited to fewer, by an environment variable or by threadpoolctl,
+    stays so.
     """
     blas = _controller().select(user_api="blas")
-    with blas.limit(limits=min([most, *(library["num_threads"] for library in blas.info())])):
+    with blas.limit(limits=most and min([most, *(library["num_threads"] for library in blas.info())])):
         yield

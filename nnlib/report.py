@@ -64,8 +64,8 @@ def build(
     paths, output = find_notebooks(notebooks_dir, notebooks), Path(output)
     if to == "pdf":
         pdf("about:blank")  # what is missing is said now, not when the notebooks have run
-    (output / "figures").mkdir(parents=True, exist_ok=True)  # or an error, now
     data = nnlib.load_dataset(dataset)
+    (output / "figures").mkdir(parents=True, exist_ok=True)  # or an error, before the notebooks run
     # What was found once is asked for by name: no notebook tries the same download again.
     parameters = {"dataset": "cifar10" if data.source.startswith("cifar10") else "standin", "quick": quick}
     parameters |= {"recipe": one_of(RECIPES, "recipe", recipe)} if recipe else {}

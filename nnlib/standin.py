@@ -100,8 +100,8 @@ def _draw_block(*seed: int) -> tuple[Array, Array]:
         rows = labels == label
         depth[rows] = shape(u[rows], v[rows], size[rows])
         colour[rows] += np.array(usual, np.int32)[:, None, None]
-    # clouds before an even colour
-    picture = pick(40, 215, 3) + UPSCALE @ _random_bytes((BLOCK, 3, 5, 5), *seed, 1) @ UPSCALE.T * 70 // (64 * 128)
+    clouds = UPSCALE @ _random_bytes((BLOCK, 3, 5, 5), *seed, 1) @ UPSCALE.T * 70 // (64 * 128)
+    picture = pick(40, 215, 3) + clouds
     cover = np.clip(depth + PIXEL // 2, 0, PIXEL) * pick(40, 100)  # the edge is one pixel soft
     picture += (colour - picture) * cover // (100 * PIXEL)
     picture += _random_bytes(picture.shape, *seed, 2) * pick(5, 50) // 128

@@ -12,7 +12,7 @@ images, augmentation and dropout masks do not come from BLAS, and are the same w
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from nnlib.losses import checked_loss, softmax_cross_entropy
 from nnlib.model import MLP, Array, Loss, checked_model, fingerprint, useful_threads
 from nnlib.optimizers import SGD
 from nnlib.preprocessing import fit_preprocessing
-from nnlib.products import MANY, blas_threads
+from nnlib.products import blas_threads
 from nnlib.rundir import Record, RunDirectory
 from nnlib.schedules import make_schedule
 
@@ -130,7 +130,7 @@ class Trainer:
             raise HyperparameterError(f"keep_best: {self.keep_best} is not allowed; 1, or more with a run_dir.")
         if self.threads is not None and self.threads < 1:
             raise HyperparameterError(f"threads: {self.threads} is not allowed; at least 1, or None.")
-        with blas_threads(self.threads or MANY):  # whitening fits a large matrix
+        with blas_threads(self.threads):  # whitening fits a large matrix
             self.model = build_model(hp, data, self.init)
         self.initial = {"seed": hp.seed, "sha256": fingerprint(self.model.parameters)}
         self.first_norms = {n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"}
@@ -154,6 +154,10 @@ class Trainer:
     def epoch(self) -> int:
         """The number of finished epochs."""
         return len(self.history)
+
+    def limited_threads(self) -> AbstractContextManager[None]:
+        """Limit BLAS to ``threads``, or to what this network's products can use, while a ``with`` lasts."""
+        return blas_threads(self.threads or useful_threads(self.model, self.hp.batch_size))
 
     def stop(self, why: str) -> None:
         """Ask for the end after the present step; everything is saved and the run returned."""
@@ -181,7 +185,7 @@ class Trainer:
         self.until = min(until or self.hp.epochs, self.hp.epochs)
         try:
             with ExitStack() as stack:
-                stack.enter_context(blas_threads(self.threads or useful_threads(self.model, self.hp.batch_size)))
+                stack.enter_context(self.limited_threads())
                 if self.directory is not None:
                     stack.enter_context(self.directory.locked())
                     self.directory.open(self, self.resume)
@@ -356,7 +360,7 @@ def find_learning_rate(
     rates, losses, mean = np.geomspace(low, high, steps), list[float](), 0.0
     trainer = Trainer(hp, data, progress=False)
     trainer.learning_rate = lambda step: float(rates[step])
-    with suppress(TrainingDiverged), blas_threads(useful_threads(trainer.model, hp.batch_size)), interrupts(trainer):
+    with suppress(TrainingDiverged), trainer.limited_threads(), interrupts(trainer):
         while trainer.step < steps and not trainer.stopped:
             trainer.train_step()
             mean += 0.1 * (trainer.last_loss - mean)

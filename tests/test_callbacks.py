@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ipywidgets import VBox
 from small_runs import DATA, EVERYTHING, PLAIN, At, pictures, run_script, same, stop, timeless, train
 
 import nnlib
@@ -226,6 +227,17 @@ def test_an_exception_in_a_callback_does_not_lose_the_run(tmp_path, moment, fold
     if folder:
         assert read_arrays(tmp_path / "last.npz")[1]["step"] == {"on_start": 0, "on_end": 21}.get(moment, 14)
         assert same(train(run_dir=tmp_path), train())
+
+
+def test_a_callback_may_have_other_methods_as_a_widget_has():
+    seen = []
+
+    class Shown(VBox):
+        def on_epoch(self, trainer):
+            seen.append(trainer.epoch)
+
+    train(PLAIN, DATA, Shown())
+    assert seen == [1, 2, 3]
 
 
 def test_a_callback_needs_only_the_methods_that_it_uses():

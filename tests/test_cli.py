@@ -235,16 +235,17 @@ def test_a_search_without_a_result_says_where_the_reasons_are(capsys):
 
 
 def test_interrupted_training_says_how_to_go_on_and_ends_so(capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        nnlib.training, "interrupts", lambda trainer: contextlib.nullcontext(trainer.stop("interrupted"))
-    )
+    def at_once(trainer: nnlib.Trainer) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext(trainer.stop("interrupted"))
+
+    monkeypatch.setattr(nnlib.training, "interrupts", at_once)
     status, out, _ = train(capsys)
     assert status == 130 and "interrupted: --run-dir r goes on\n" in out
-    monkeypatch.undo()
 
 
 def test_a_search_interrupted_before_its_first_result_says_so(capsys, monkeypatch: pytest.MonkeyPatch):
-    empty = nnlib.SearchResults(Hyperparameters(), {}, "grid")
+    pruned = nnlib.results.Trial(0, {"l2": 0}, status="pruned")
+    empty = nnlib.SearchResults(Hyperparameters(), {}, "halving", [pruned], interrupted=True)
     monkeypatch.setattr(nnlib, "search", lambda *arguments, **options: empty)
     status, out, err = given(capsys, "search", "--vary", "l2=0,1", *SMALL)
     assert (status, out) == (130, "") and err.splitlines()[-1] == "nnlib: interrupted"

@@ -301,6 +301,11 @@ def test_names_and_sizes_that_do_not_fit(root):
         load_dataset("cifar10", root, n_valid=101)
 
 
+def test_small_images_with_channels_first_are_taken():
+    for shape in ((2, 4, 4), (8, 4, 4), (3, 8, 3), (1, 2, 2)):
+        assert Dataset.from_arrays(np.zeros((40, *shape), np.uint8), np.arange(40) % 2).train.images.shape[1:] == shape
+
+
 def test_channels_last_and_labels_from_one_are_refused():
     images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
     with pytest.raises(DataError, match=r"channels last: give images\.transpose\(0, 3, 1, 2\)"):
