@@ -87,7 +87,7 @@ class Hyperparameters:
     activation: str | tuple[str, ...] = _field("leaky_relu", ALL_OR_EACH, ", ".join(ACTIVATIONS), _check_activation)
     initialisation: str = _choice("auto", INITIALISATIONS, "distribution of the first weights; auto follows activation")
     preprocessing: str = _choice("standardise", PREPROCESSING, "what is done to pixels before the first layer")
-    components: int = _number(0, 0, 1_000_000, "principal components that whitening keeps; 0 keeps all")
+    components: int = _number(0, 0, 1_000_000, "axes that whitening keeps (zca: gives factors of their own); 0: all")
     whitening_floor: float = _number(0.1, 0, 100, "added to each variance in whitening, in units of the mean variance")
     flip: bool = _switch(False, "mirror half of the training images, anew each epoch")
     shift: int = _number(0, 0, 16, "shift training images by up to this many pixels each way")
@@ -103,6 +103,8 @@ class Hyperparameters:
     nesterov: bool = _switch(False, "look ahead along the velocity (Nesterov's momentum)")
     clip_norm: float = _number(0.0, 0, 10**9, "longest gradient (global norm) that is used as it is; 0 never clips")
     l2: float = _number(0.0, 0, 100, "coefficient λ of the penalty ½λ‖W‖²; biases are left out")
+    l1: float = _number(0.0, 0, 100, "coefficient λ of the penalty λ‖W1‖₁ on the first layer's weights")
+    l1_cut: float = _number(0.0, 0, 10**9, "first-layer weights below l1_cut·l1 are set to zero after each step")
     decoupled_l2: bool = _switch(False, "shrink the weights by learning_rate·λ beside the gradient, not through it")
     dropout: float = _number(0.0, 0, 1, "share of hidden units switched off in each step", below_high=True)
     input_dropout: float = _number(0.0, 0, 1, "share of inputs switched off in each step", below_high=True)
@@ -120,6 +122,8 @@ class Hyperparameters:
             _refuse("activation", names, f"one name for each of the {n} hidden layers, or one for all")
         if self.nesterov and not self.momentum:
             _refuse("nesterov", True, "it needs a momentum above 0")
+        if self.l1_cut and not self.l1:
+            _refuse("l1_cut", self.l1_cut, "it counts in units of l1, which must be above 0")
 
     def replace(self, **changes: Any) -> "Hyperparameters":
         """Return a copy with some fields changed."""

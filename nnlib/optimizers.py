@@ -1,11 +1,14 @@
-"""Stochastic gradient descent: momentum, Nesterov's momentum, coupled or decoupled L2, clipping, weight averaging."""
+"""Stochastic gradient descent: momentum, Nesterov's momentum, L2 and L1 beside the loss, clipping, averaging."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from nnlib.products import Arrays, add_scaled, sum_of_squares
+from nnlib.products import Array, Arrays, add_scaled, sum_of_squares
+
+BLOCK = 2**16  # entries that are updated together: few enough to stay in the cache for the whole update
 
 
 def global_norm(arrays: Arrays) -> float:
@@ -24,6 +27,15 @@ class SGD:
     ``clip_norm`` > 0 scales a longer gradient down to that global norm (Pascanu et al. 2013). ``decoupled_l2`` shrinks
     the weights by η λ W beside the step (Loshchilov and Hutter 2019). ``ema`` > 0 keeps ``average``, the mean of the
     parameters in which a step's weight fades by this factor with each further step (Polyak and Juditsky 1992).
+
+    ``l1``, λ, acts on the first layer's weights, after the step and beside the loss, by soft thresholding (Daubechies
+    et al. 2004), and ``l1_cut``, β, then sets to zero what is small (β-LASSO, Neyshabur 2020):
+
+    W1 ← sign(W1) max(|W1| - λ η / (1 - μ), 0), then W1 ← 0 where |W1| < β λ.
+
+    η / (1 - μ) is how far a constant gradient of length 1 moves a weight in one step, once the velocity has grown.
+    Without a cut the steps therefore end where λ‖W1‖₁ + loss is smallest: at g = -λ sign(W1), or W1 = 0 and |g| ≤ λ.
+    The cut keeps weights away that one step cannot lift above βλ.
     """
 
     parameters: Arrays
@@ -31,6 +43,8 @@ class SGD:
     nesterov: bool = False
     clip_norm: float = 0.0
     decoupled_l2: float = 0.0
+    l1: float = 0.0
+    l1_cut: float = 0.0
     ema: float = 0.0
 
     def __post_init__(self) -> None:
@@ -48,15 +62,34 @@ class SGD:
                 g *= self.clip_norm / norm
         self.steps += 1
         keep = min(self.ema, self.steps / (10 + self.steps))  # a short memory at first: early weights are far off
-        for name, p in self.parameters.items():
-            if self.decoupled_l2 and name[0] == "W":
-                p *= 1 - learning_rate * self.decoupled_l2
-            if self.into is not self.velocity:
-                self.velocity[name] *= self.momentum
-                add_scaled(self.velocity[name], self.into[name], 1.0)
-            if self.nesterov:
-                add_scaled(p, self.into[name], -learning_rate)
-            add_scaled(p, self.velocity[name], -learning_rate * (self.momentum if self.nesterov else 1.0))
-            if self.ema:
-                self.average[name] *= keep
-                add_scaled(self.average[name], p, 1 - keep)
+        for name in self.parameters:
+            for p, g, v, average in self._blocks(name):
+                if self.decoupled_l2 and name[0] == "W":
+                    p *= 1 - learning_rate * self.decoupled_l2
+                if self.into is not self.velocity:
+                    v *= self.momentum
+                    add_scaled(v, g, 1.0)
+                if self.nesterov:
+                    add_scaled(p, g, -learning_rate)
+                add_scaled(p, v, -learning_rate * (self.momentum if self.nesterov else 1.0))
+                if self.l1 and name == "W1":
+                    soft_threshold(p, self.l1 * learning_rate / (1 - self.momentum))
+                    p *= np.abs(p) >= self.l1_cut * self.l1
+                if self.ema:
+                    average *= keep
+                    add_scaled(average, p, 1 - keep)
+
+    def _blocks(self, name: str) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """Yield views of parameter, gradient, velocity and average, BLOCK entries at a time."""
+        p = self.parameters[name].reshape(-1)
+        g, v = self.into[name].reshape(-1), self.velocity[name].reshape(-1)
+        average = self.average[name].reshape(-1) if self.ema else p
+        for start in range(0, len(p), BLOCK):
+            block = slice(start, start + BLOCK)
+            yield p[block], g[block], v[block], average[block]
+
+
+def soft_threshold(w: Array, by: float) -> Array:
+    """Move every entry of ``w`` toward zero by at most ``by``, in place: sign(w) max(|w| - by, 0)."""
+    w -= np.clip(w, -by, by)
+    return w

@@ -12,19 +12,24 @@ from nnlib.errors import HyperparameterError, one_of
 from nnlib.hyperparameters import PREPROCESSING
 from nnlib.products import Array, Workspace, add_gram, product
 
+ARRAYS = ("scale", "offset", "matrix", "axes", "gains")
 ROWS = 16  # images that are scaled together: few enough to stay in the cache, enough for NumPy's loops
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The linear map x = (pixels * scale + offset) @ matrix; without a matrix the last step is left out.
+    """The linear map x = (pixels * scale + offset) @ M, where pixels run from 0 to 255.
 
-    ``scale`` and ``offset`` are (D,) float32, ``matrix`` is (D, P) float32 or None, pixels run from 0 to 255.
+    ``scale`` and ``offset`` are (D,) float32. M is one of three: nothing (the identity); ``matrix`` (D, P) float32; or
+    I + ``axes`` diag(``gains``) ``axes``', with orthonormal ``axes`` (D, k) and ``gains`` (k,), a D × D matrix that
+    costs two thin products and is never written out.
     """
 
     scale: Array
     offset: Array
     matrix: Array | None = None
+    axes: Array | None = None
+    gains: Array | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -34,7 +39,7 @@ class Preprocessing:
     @property
     def arrays(self) -> dict[str, Array]:
         """The arrays that say which map it is, by name."""
-        return {name: a for name in ("scale", "offset", "matrix") if (a := getattr(self, name)) is not None}
+        return {name: a for name, a in vars(self).items() if name in ARRAYS and a is not None}
 
     def transform(self, images: Array, workspace: Workspace | None = None) -> Array:
         """Return the network's inputs (B, n_inputs) float32 for ``images`` (B, ...) uint8.
@@ -52,6 +57,10 @@ class Preprocessing:
             part[...] = flat[start : start + ROWS]  # faster than a product of integers and floats
             part *= scale[: len(part)]
             part += offset[: len(part)]
+        if self.axes is not None:
+            along = product(x, self.axes, out=workspace.array("along", (len(x), self.axes.shape[1])))
+            along *= self.gains
+            return product(along, self.axes.T, out=x, factor=1.0)  # x + (x @ axes * gains) @ axes'
         if self.matrix is None:
             return x
         return product(x, self.matrix, out=workspace.array("inputs", (len(x), self.n_inputs)))
@@ -63,7 +72,11 @@ class Preprocessing:
 
     def fold(self, weights: Array, bias: Array) -> tuple[Array, Array]:
         """Return first-layer weights (D, H) and bias (H,) that take raw pixels where the given ones take inputs."""
-        W = weights if self.matrix is None else self.matrix @ weights
+        W = weights
+        if self.matrix is not None:
+            W = self.matrix @ weights
+        elif self.axes is not None and self.gains is not None:
+            W = weights + self.axes @ (self.gains[:, None] * (self.axes.T @ weights))
         return self.scale[:, None] * W, bias + self.offset @ W
 
     def filters(self, weights: Array) -> Array:
@@ -74,24 +87,30 @@ class Preprocessing:
 _last_fit: dict[tuple[Any, ...], Preprocessing] = {}
 
 
-def fit_preprocessing(kind: str, images: Array, *, components: int = 0, floor: float = 0.1) -> Preprocessing:
+def fit_preprocessing(
+    kind: str, images: Array, *, components: int = 0, floor: float = 0.1, mirrored: bool = False
+) -> Preprocessing:
     """Fit a preprocessing on training ``images`` (N, C, H, W) uint8, or (N, D) uint8.
 
     ``scale`` divides by 255. ``standardise`` gives each channel mean 0 and variance 1. ``whiten`` removes each
     pixel's mean, turns to the principal axes of the covariance C = V diag(e) V' and divides by sqrt(e + floor mean(e)),
     which makes the inputs uncorrelated (LeCun et al. 1998, Krizhevsky 2009); ``components`` > 0 keeps the first ones.
-    ``zca`` turns them back: each input stays near its pixel, and looks like an image (Bell and Sejnowski 1997).
+    ``zca`` turns them back: each input stays near its pixel, and looks like an image (Bell and Sejnowski 1997). There
+    ``components`` > 0 gives each of the first axes its own factor and all further ones a common factor,
+    1/sqrt(their mean variance + floor mean(e)): nothing is dropped, and two thin products replace the D × D matrix.
+    ``mirrored`` fits zca on the images (N, C, H, W) and their mirror images together: whitening a mirrored image is
+    then the same as mirroring a whitened one.
     Statistics come from at most 20,000 images, always the same ones of as many. What was fitted last is kept, for
     images of the same content: whitening takes seconds.
     """
-    key = (zlib.crc32(np.ascontiguousarray(images).data), images.shape, kind, components, floor)
+    key = (zlib.crc32(np.ascontiguousarray(images).data), images.shape, kind, components, floor, mirrored)
     if key not in _last_fit:
         _last_fit.clear()
-        _last_fit[key] = _fit(kind, images, components, floor)
+        _last_fit[key] = _fit(kind, images, components, floor, mirrored)
     return _last_fit[key]
 
 
-def _fit(kind: str, images: Array, components: int, floor: float) -> Preprocessing:
+def _fit(kind: str, images: Array, components: int, floor: float, mirrored: bool) -> Preprocessing:
     n_pixels = math.prod(images.shape[1:])
     if one_of(PREPROCESSING, "preprocessing", kind) == "scale":
         return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), np.zeros(n_pixels, np.float32))
@@ -102,7 +121,10 @@ def _fit(kind: str, images: Array, components: int, floor: float) -> Preprocessi
     if kind == "standardise":
         mean, std = _channel_statistics(flat, pieces, images.shape[1] if images.ndim == 4 else 1)
         return Preprocessing((1 / std).astype(np.float32), (-mean / std).astype(np.float32))
-    return _fit_whitening(flat, pieces, components, floor, turn_back=kind == "zca")
+    mean, covariance = _covariance(flat, pieces, images.shape[1:] if mirrored and kind == "zca" else None)
+    if kind == "zca" and 0 < components < n_pixels:
+        return _thin_zca(mean, covariance, components, floor)
+    return _whitening(mean, covariance, components, floor, turn_back=kind == "zca")
 
 
 def _channel_statistics(flat: Array, pieces: list[Array], n_channels: int) -> tuple[Array, Array]:
@@ -116,23 +138,56 @@ def _channel_statistics(flat: Array, pieces: list[Array], n_channels: int) -> tu
     return np.repeat(means, repeats), np.repeat(np.sqrt(np.maximum(squares - means**2, 1e-6)), repeats)
 
 
-def _fit_whitening(flat: Array, pieces: list[Array], components: int, floor: float, turn_back: bool) -> Preprocessing:
-    from scipy.linalg import eigh  # imported here: `import nnlib` stays as fast as `import numpy`
+def _covariance(flat: Array, pieces: list[Array], mirrored_shape: tuple[int, ...] | None) -> tuple[Array, Array]:
+    """Return mean (D,) and covariance (D, D) of pixels from 0 to 1; of the latter only the lower triangle is right.
 
+    With ``mirrored_shape`` (C, H, W) they are those of the images and their mirror images together.
+    """
     n_pixels, n = flat.shape[1], sum(map(len, pieces))
-    keep = min(components or n_pixels, n_pixels)
-    mean = (sum(flat[rows].sum(axis=0, dtype=np.float64) for rows in pieces) / n).astype(np.float32)
+    mirror = np.arange(n_pixels)
+    if mirrored_shape:
+        mirror = mirror.reshape(mirrored_shape)[..., ::-1].ravel()
+    mean = sum(flat[rows].sum(axis=0, dtype=np.float64) for rows in pieces) / n
+    mean = ((mean + mean[mirror]) / 2).astype(np.float32)
     covariance = np.zeros((n_pixels, n_pixels), np.float32)
     for rows in pieces:
-        add_gram(covariance, (flat[rows] - mean) / 255)  # eigh reads no more than the lower triangle
+        add_gram(covariance, (flat[rows] - mean) / 255)
     covariance /= n
-    mean_variance = np.trace(covariance) / n_pixels
-    variances, axes = eigh(covariance, subset_by_index=[n_pixels - keep, n_pixels - 1], overwrite_a=True)
-    shrink = np.sqrt(np.maximum(variances, 0) + floor * mean_variance + 1e-8)
-    matrix = np.ascontiguousarray((axes / shrink)[:, ::-1], np.float32)  # largest variance first
+    if mirrored_shape:
+        covariance = np.tril(covariance) + np.tril(covariance, -1).T
+        covariance = (covariance + covariance[np.ix_(mirror, mirror)]) / 2
+    return mean / 255, covariance
+
+
+def _whitening(mean: Array, covariance: Array, components: int, floor: float, turn_back: bool) -> Preprocessing:
+    """Return the map onto the principal axes, each divided by its deviation; with ``turn_back`` back to the pixels."""
+    mean_variance = np.trace(covariance) / len(covariance)
+    variances, axes = _largest(covariance, components or len(covariance))
+    matrix = np.ascontiguousarray(axes / np.sqrt(variances + floor * mean_variance + 1e-8), np.float32)
     if turn_back:
-        matrix = np.ascontiguousarray(matrix @ axes[:, ::-1].T, np.float32)
-    return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), -mean / 255, matrix)
+        matrix = np.ascontiguousarray(matrix @ axes.T, np.float32)
+    return Preprocessing(np.full(len(mean), 1 / 255, np.float32), -mean, matrix)
+
+
+def _thin_zca(mean: Array, covariance: Array, components: int, floor: float) -> Preprocessing:
+    """Return ZCA in which all axes but the first ``components`` share one factor."""
+    n_pixels, total = len(covariance), np.trace(covariance)
+    variances, axes = _largest(covariance, components)
+    rest = (total - variances.sum()) / (n_pixels - components)  # mean variance of the further axes
+    own = 1 / np.sqrt(variances + floor * total / n_pixels + 1e-8)
+    common = 1 / np.sqrt(max(rest, 0) + floor * total / n_pixels + 1e-8)
+    scale, offset = np.full(n_pixels, common / 255, np.float32), (-mean * common).astype(np.float32)
+    return Preprocessing(scale, offset, axes=np.ascontiguousarray(axes), gains=(own / common - 1).astype(np.float32))
+
+
+def _largest(covariance: Array, n: int) -> tuple[Array, Array]:
+    """Return the ``n`` largest variances (n,), falling, and their axes (D, n) float32; overwrites ``covariance``."""
+    from scipy.linalg import eigh  # imported here: `import nnlib` stays as fast as `import numpy`
+
+    n_pixels = len(covariance)
+    chosen = [n_pixels - min(n, n_pixels), n_pixels - 1]
+    variances, axes = eigh(covariance, subset_by_index=chosen, overwrite_a=True)  # reads the lower triangle
+    return np.maximum(variances[::-1], 0), axes[:, ::-1].astype(np.float32)
 
 
 def augment(

@@ -137,7 +137,16 @@ class Trainer:
         loss = self.loss or partial(softmax_cross_entropy, label_smoothing=hp.label_smoothing)
         self.loss_function = checked_loss(loss, len(data.classes))
         self.l2, decoupled_l2 = (0.0, hp.l2) if hp.decoupled_l2 else (hp.l2, 0.0)
-        self.optimizer = SGD(self.model.parameters, hp.momentum, hp.nesterov, hp.clip_norm, decoupled_l2, hp.ema)
+        self.optimizer = SGD(
+            self.model.parameters,
+            momentum=hp.momentum,
+            nesterov=hp.nesterov,
+            clip_norm=hp.clip_norm,
+            decoupled_l2=decoupled_l2,
+            l1=hp.l1,
+            l1_cut=hp.l1_cut,
+            ema=hp.ema,
+        )
         self.evaluated = self.model.with_parameters(self.optimizer.average) if hp.ema else self.model
         self.batches = Batches(data.train, self.model, hp)
         self.steps_per_epoch = self.batches.per_epoch
@@ -386,7 +395,14 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
     images = data.train.images
     preprocessing = None
     if images.dtype == np.uint8:
-        fit = partial(fit_preprocessing, hp.preprocessing, components=hp.components, floor=hp.whitening_floor)
+        mirrored = hp.flip and images.ndim == 4
+        fit = partial(
+            fit_preprocessing,
+            hp.preprocessing,
+            components=hp.components,
+            floor=hp.whitening_floor,
+            mirrored=mirrored,
+        )
         preprocessing = checked_model(init).preprocessing if init else fit(images)
     n_inputs = preprocessing.n_inputs if preprocessing else math.prod(images.shape[1:])
     options: dict[str, Any] = {"initialisation": hp.initialisation, "classes": data.classes, "seed": hp.seed}

@@ -7,7 +7,7 @@ import pytest
 
 from nnlib.losses import softmax_cross_entropy
 from nnlib.model import MLP
-from nnlib.optimizers import SGD, global_norm
+from nnlib.optimizers import BLOCK, SGD, global_norm, soft_threshold
 
 
 def updates(gradients, rate=0.1, start=1.0, dtype=np.float64, **options):
@@ -93,3 +93,77 @@ def test_average_of_weights_that_stand_still_is_the_weights():
 
 def test_global_norm():
     assert global_norm({"W1": np.array([[3.0, 0], [0, 4]]), "b1": np.array([12.0])}) == 13
+
+
+def test_soft_threshold_by_hand():
+    w = np.array([-2.0, -0.5, -0.1, 0.0, 0.3, 1.0])
+    np.testing.assert_allclose(soft_threshold(w, 0.4), [-1.6, -0.1, 0, 0, 0, 0.6], atol=1e-15)
+
+
+def plain_sparse_step(W, g, v, rate, *, momentum=0.0, nesterov=False, l1=0.0, cut=0.0):
+    """One step of the docstring's formulas, entry by entry: the new W and v."""
+    W, v = W.copy(), momentum * v + g
+    for index in np.ndindex(W.shape):
+        w = W[index] - rate * (g[index] + momentum * v[index] if nesterov else v[index])
+        w = math.copysign(max(abs(w) - l1 * rate / (1 - momentum), 0), w)
+        W[index] = 0 if abs(w) < cut * l1 else w
+    return W, v
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.8}, {"momentum": 0.8, "nesterov": True}])
+@pytest.mark.parametrize("cut", [0, 5.0])
+def test_l1_shrinks_the_first_layer_as_written_out_in_plain_numpy(options, cut):
+    rng = np.random.default_rng(1)
+    shape = 3, BLOCK // 2 + 7  # more than one block, the last not full
+    parameters = {"W1": rng.normal(0, 0.02, shape), "b1": np.ones(shape[1]), "W2": np.ones((2, 2))}
+    sgd = SGD(parameters, l1=4e-3, l1_cut=cut, ema=0.5, **options)
+    W, v, average = parameters["W1"].copy(), np.zeros(shape), parameters["W1"].copy()
+    for step, rate in enumerate((0.1, 0.3, 0.2), 1):  # a schedule
+        g = rng.normal(0, 0.02, shape)
+        for name, into in sgd.into.items():
+            into *= sgd.factor
+            into += g if name == "W1" else 0
+        sgd.step(rate)
+        W, v = plain_sparse_step(W, g, v, rate, l1=4e-3, cut=cut, **options)
+        keep = min(0.5, step / (10 + step))
+        average = keep * average + (1 - keep) * W
+        np.testing.assert_allclose(parameters["W1"], W, rtol=1e-12, atol=1e-16)
+        np.testing.assert_allclose(sgd.average["W1"], average, rtol=1e-12, atol=1e-16)
+        assert (parameters["b1"] == 1).all() and (parameters["W2"] == 1).all()  # the first layer's weights alone
+    share = (parameters["W1"] == 0).mean()
+    assert 0.01 < share < 0.99 and ((W == 0) == (parameters["W1"] == 0)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
+def test_l1_ends_at_the_solution_of_a_lasso_problem(options):
+    # With orthonormal columns, |y - X w|^2 / 2 + λ |w|_1 is smallest at the soft-thresholded least squares solution.
+    rng = np.random.default_rng(0)
+    X = np.linalg.qr(rng.normal(size=(30, 8)))[0]
+    y = rng.normal(size=(30, 1))
+    l1 = 0.3
+    projections = X.T @ y
+    solution = np.sign(projections) * np.maximum(np.abs(projections) - l1, 0)
+    assert 2 <= (solution == 0).sum() <= 6
+    w = np.zeros((8, 1))
+    sgd = SGD({"W1": w}, l1=l1, **options)
+    for _ in range(800):
+        sgd.into["W1"] *= sgd.factor
+        sgd.into["W1"] += X.T @ (X @ w - y)
+        sgd.step(0.05)
+    np.testing.assert_allclose(w, solution, atol=1e-12)
+
+
+def test_l1_agrees_with_scikit_learns_lasso():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(40, 12))
+    X[:, 1] = X[:, 0] + 0.3 * X[:, 1]  # correlated columns: no closed form
+    y = X @ rng.normal(size=(12, 1)) + rng.normal(size=(40, 1))
+    reference = linear_model.Lasso(alpha=0.5, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(X, y[:, 0]).coef_
+    w = np.zeros((12, 1))
+    sgd = SGD({"W1": w}, l1=0.5, momentum=0.9, nesterov=True)
+    for _ in range(3000):
+        sgd.into["W1"][...] = X.T @ (X @ w - y) / 40
+        sgd.step(0.02)
+    assert 0 < (reference == 0).sum() < 12
+    np.testing.assert_allclose(w[:, 0], reference, atol=1e-8)

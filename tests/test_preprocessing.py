@@ -66,8 +66,35 @@ def test_zca_is_whitening_turned_back_so_that_inputs_stay_at_their_pixels(floor)
     np.testing.assert_allclose(x, expected, atol=2e-3)
     np.testing.assert_allclose(zca.matrix, zca.matrix.T, atol=1e-4 * abs(zca.matrix).max())
     np.testing.assert_allclose(np.linalg.norm(x, axis=1), np.linalg.norm(pca.transform(images), axis=1), rtol=1e-3)
-    few = fit_preprocessing("zca", images, floor=floor, components=7)
-    assert few.n_inputs == 60 and np.linalg.matrix_rank(few.matrix, tol=1e-3) == 7
+
+
+@pytest.mark.parametrize("floor", [0.05, 0.5])
+def test_zca_with_few_components_gives_the_other_axes_one_factor(floor):
+    images = pictures()
+    thin = fit_preprocessing("zca", images, floor=floor, components=7)
+    flat = images.reshape(len(images), -1) / 255
+    e, V = np.linalg.eigh(np.cov(flat.T, bias=True))
+    e, V = e[::-1], V[:, ::-1]
+    shared = np.where(np.arange(60) < 7, e, e[7:].mean())
+    expected = (flat - flat.mean(axis=0)) @ V / np.sqrt(shared + floor * e.mean()) @ V.T
+    np.testing.assert_allclose(thin.transform(images), expected, atol=2e-3)
+    assert thin.n_inputs == 60 and thin.axes.shape == (60, 7) and thin.matrix is None
+    whole = fit_preprocessing("zca", images, floor=floor, components=60)
+    np.testing.assert_allclose(whole.transform(images), fit_preprocessing("zca", images, floor=floor).transform(images))
+
+
+@pytest.mark.parametrize("components", [0, 7])
+def test_mirrored_zca_is_fitted_on_the_images_and_their_mirror_images(components):
+    images = pictures()
+    both = np.concatenate([images, images[..., ::-1]])
+    fitted = fit_preprocessing("zca", images, components=components, mirrored=True)
+    expected = fit_preprocessing("zca", both, components=components).transform(images)
+    np.testing.assert_allclose(fitted.transform(images), expected, atol=2e-3)
+    x = fitted.transform(images).reshape(images.shape)
+    mirrored = fitted.transform(images[..., ::-1]).reshape(images.shape)
+    np.testing.assert_allclose(mirrored, x[..., ::-1], atol=2e-3)  # mirroring and whitening may change places
+    plain = fit_preprocessing("zca", images, components=components).transform(images)
+    assert abs(plain - x.reshape(plain.shape)).max() > 0.05
 
 
 def test_components_are_the_first_columns():
@@ -124,10 +151,10 @@ def test_only_training_images_are_looked_at(kind):
         np.testing.assert_array_equal(getattr(fitted, name), getattr(alone, name))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_folding_takes_raw_pixels(kind):
+@pytest.mark.parametrize("kind, components", [*((kind, 8) for kind in KINDS), ("zca", 0)])
+def test_folding_takes_raw_pixels(kind, components):
     images = pictures()
-    fitted = fit_preprocessing(kind, images, components=8)
+    fitted = fit_preprocessing(kind, images, components=components)
     rng = np.random.default_rng(1)
     W, b = rng.standard_normal((fitted.n_inputs, 6)), rng.standard_normal(6)
     V, c = fitted.fold(W, b)
