@@ -66,7 +66,7 @@ def test_every_hyperparameter_is_obeyed(changes):
     trainer.run()
     fitted = fit_preprocessing("whiten", DATA.train.images, components=20, floor=hp.whitening_floor)
     model = MLP((20, 8, 3), "gelu", seed=3, initialisation=hp.initialisation, preprocessing=fitted)
-    options = {name: getattr(hp, name) for name in ("momentum", "nesterov", "clip_norm", "ema")}
+    options = {name: getattr(hp, name) for name in ("momentum", "nesterov", "clip_norm", "l1", "l1_cut", "ema")}
     sgd = SGD(model.parameters, decoupled_l2=1e-3 if hp.decoupled_l2 else 0, **options)
     names = ("decay_rate", "decay_every", "min_learning_rate", "warmup_steps")
     rate = make_schedule(hp.schedule, 0.05, 14, **{name: getattr(hp, name) for name in names})
