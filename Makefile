@@ -42,7 +42,7 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-MODULES := $(patsubst nnlib/%.py,nnlib.%,$(filter-out nnlib/__%,$(wildcard nnlib/*.py)))
+MODULES := $(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard nnlib/*.py nnlib/*/*.py))))
 docs: $(READY)  ## write the API reference, from the docstrings, to build/api/index.html
 	$(BIN)/python -W error -m pdoc --docformat google -o build/api nnlib $(MODULES)
 
@@ -64,5 +64,5 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ rm -rf $(VENV); echo "$(PYTHON) cannot make environments: install its venv package (python3-venv)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
-	@mkdir -p $(TEMPLATES) && ln -sfn "$(CURDIR)/nnlib/templates/nnlib" $(TEMPLATES)/nnlib
+	@mkdir -p $(TEMPLATES) && ln -sfn "$(CURDIR)/nnlib/report/templates/nnlib" $(TEMPLATES)/nnlib
 	@touch $@

@@ -18,9 +18,9 @@ from contestants import epoch_seconds
 from matplotlib.figure import Figure
 
 import nnlib
-import nnlib.training
+import nnlib.training.trainer
 from nnlib import plots
-from nnlib.rundir import RunDirectory, machine
+from nnlib.training.rundir import RunDirectory, machine
 
 ROOT = Path(__file__).parents[1]
 CHANGES: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def settings(epochs: int) -> dict[str, nnlib.Hyperparameters]:
     return rows
 
 
-def row(name: str, history: nnlib.training.History) -> dict[str, Any]:
+def row(name: str, history: nnlib.training.trainer.History) -> dict[str, Any]:
     """Return what a run's history says in the table."""
     best = history.best("valid_accuracy")["valid_accuracy"]
     train = history[-1]["train_accuracy"]
@@ -88,7 +88,7 @@ def main() -> None:
     for number, (name, hp) in enumerate(all_settings.items()):
         run = nnlib.train(hp, data, run_dir=options.runs / f"{options.epochs}-epochs-{number:02}")
         rows.append(row(name, run.history))
-    shipped = nnlib.training.History(RunDirectory(ROOT / "data" / "runs" / "best").read_history())
+    shipped = nnlib.training.trainer.History(RunDirectory(ROOT / "data" / "runs" / "best").read_history())
     rows.append(row(f"{len(shipped)} epochs", shipped))
     for each, hp in zip(rows, [*all_settings.values(), nnlib.RECIPES["best"]], strict=True):
         each["minutes"] = each["epochs"] * epoch_seconds(hp, data) / 60

@@ -23,8 +23,8 @@ from contestants import CONTESTANTS, Work, augmentation_share, epoch_seconds, me
 from tqdm.auto import tqdm
 
 import nnlib
-from nnlib.model import useful_threads
-from nnlib.rundir import machine
+from nnlib.network.mlp import useful_threads
+from nnlib.training.rundir import machine
 
 ROOT = Path(__file__).parents[1]
 CORES = os.cpu_count() or 1
@@ -127,7 +127,7 @@ def memory(arena: Arena, quick: bool) -> dict[str, Any]:
         "for _ in range(5):\n"
         "    started = time.perf_counter(); nnlib.evaluate(model, data.test)\n"
         "    times.append(time.perf_counter() - started)\n"
-        "from nnlib.products import product\n"
+        "from nnlib.network.blas import product\n"
         "x = np.ones((2500, 3072), np.float32); W = [p for p in model.parameters.values() if p.ndim == 2]\n"
         "alone = []\n"
         "for _ in range(5):\n"

@@ -17,8 +17,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import nnlib
-from nnlib.batches import Batches
-from nnlib.products import product
+from nnlib.network.blas import product
+from nnlib.training.batches import Batches
 
 LEARNING_RATE, MOMENTUM, L2 = 0.001, 0.9, 1e-3
 MEAN, SCALE = 121.0, 64.0  # about CIFAR-10's; the exact ones change no timing

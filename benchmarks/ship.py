@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 import nnlib
-from nnlib.hyperparameters import Hyperparameters
+from nnlib.training.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).parents[1]
 LOGS = ("hyperparameters.json", "environment.json", "history.csv", "log.txt")

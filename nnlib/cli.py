@@ -19,12 +19,12 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 from cyclopts import App, CycloptsError, Parameter
 
 import nnlib
-from nnlib import cifar10
+from nnlib.data import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
-from nnlib.hyperparameters import RECIPES, Hyperparameters
-from nnlib.results import SearchResults
-from nnlib.searching import plan
-from nnlib.spaces import Range, checked
+from nnlib.searching.results import SearchResults
+from nnlib.searching.search import plan
+from nnlib.searching.spaces import Range, checked
+from nnlib.training.hyperparameters import RECIPES, Hyperparameters
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
@@ -294,8 +294,8 @@ def report(
         notebooks_dir: Where the notebooks are.
         in_place: Write no page but the notebooks' own outputs.
     """
-    from nnlib.notebooks import refresh
-    from nnlib.report import build
+    from nnlib.report.export import build
+    from nnlib.report.notebooks import refresh
 
     chosen = [name.strip() for name in notebooks.split(",")] if notebooks else None
     if in_place:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from nnlib.errors import HyperparameterError, did_you_mean
-from nnlib.losses import log_softmax, softmax, softmax_cross_entropy
-from nnlib.model import MLP, Array
-from nnlib.schedules import make_schedule
+from nnlib.network.losses import log_softmax, softmax, softmax_cross_entropy
+from nnlib.network.mlp import MLP, Array
+from nnlib.training.schedules import make_schedule
 
 B = 4  # images in each call
 FACTORS = {  # of the right value, in any part of any answer

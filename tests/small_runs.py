@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import nnlib
-from nnlib.callbacks import Callback
-from nnlib.checkpoints import read_arrays
+from nnlib.network.saving import read_arrays
+from nnlib.training.callbacks import Callback
 
 
 def pictures(n: int, seed: int) -> nnlib.Dataset:

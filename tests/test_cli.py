@@ -13,7 +13,7 @@ import pytest
 
 import nnlib
 from nnlib import cli
-from nnlib.hyperparameters import Hyperparameters
+from nnlib.training.hyperparameters import Hyperparameters
 
 SMALL = ["--epochs", "2", "--hidden-sizes", "16", "8", "--batch-size", "32", "--preprocessing", "scale"]
 
@@ -238,7 +238,7 @@ def test_interrupted_training_says_how_to_go_on_and_ends_so(capsys, monkeypatch:
     def at_once(trainer: nnlib.Trainer) -> contextlib.nullcontext[None]:
         return contextlib.nullcontext(trainer.stop("interrupted"))
 
-    monkeypatch.setattr(nnlib.training, "interrupts", at_once)
+    monkeypatch.setattr(nnlib.training.trainer, "interrupts", at_once)
     status, out, _ = train(capsys)
     assert status == 130 and "interrupted: --run-dir r goes on\n" in out
 
@@ -283,7 +283,7 @@ def test_values_to_vary(text: str, expected: tuple[str, list[object]]):
 
 
 def test_ranges_to_vary():
-    from nnlib.searching import Range
+    from nnlib.searching.search import Range
 
     assert cli._parse_vary("l2=1e-5..0.01") == ("l2", Range(1e-5, 0.01, log=True))
     assert cli._parse_vary("momentum=0..0.9") == ("momentum", Range(0, 0.9))
@@ -312,7 +312,7 @@ def test_data_commands(capsys, small_data: nnlib.Dataset, monkeypatch: pytest.Mo
 
 
 def test_report_passes_its_options_on(capsys, monkeypatch: pytest.MonkeyPatch):
-    from nnlib import report
+    from nnlib.report import export as report
 
     asked: list[object] = []
     monkeypatch.setattr(report, "build", lambda *arguments: asked.extend(arguments))

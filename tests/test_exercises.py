@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nnlib
-from nnlib.notebooks import execute
+from nnlib.report.notebooks import execute
 
 
 def relu(z):

@@ -103,7 +103,12 @@ def test_wheel_carries_what_is_needed(root: Path, tmp_path: Path):
     subprocess.run([sys.executable, "-c", code], cwd=sources, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"nnlib/py.typed", "nnlib/recipes.toml", "nnlib/__init__.pyi", "nnlib/templates/nnlib/style.css"} <= names
+    assert {
+        "nnlib/py.typed",
+        "nnlib/training/recipes.toml",
+        "nnlib/__init__.pyi",
+        "nnlib/report/templates/nnlib/style.css",
+    } <= names
     template = {name.rpartition("/")[2] for name in names if "share/jupyter/nbconvert/templates/nnlib/" in name}
-    assert template == {path.name for path in (root / "nnlib/templates/nnlib").iterdir()}
+    assert template == {path.name for path in (root / "nnlib/report/templates/nnlib").iterdir()}
     assert not [name for name in names if name.startswith(("tests", "notebooks", "data/"))]

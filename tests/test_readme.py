@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import nnlib
-from nnlib.rundir import RunDirectory
+from nnlib.training.rundir import RunDirectory
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Trying many hyperparameters and keeping every result."""

@@ -1,0 +1,1 @@
+"""Stochastic gradient descent, and everything around its loop."""

@@ -1,0 +1,28 @@
+"""Widgets: controls around the pictures and the trainer, for people to move."""
+
+from nnlib.widgets.explorers import (
+    activation_explorer,
+    browse_images,
+    decision_boundary,
+    draw,
+    learning_rate_explorer,
+    prediction_explorer,
+    read_image,
+    search_explorer,
+    weight_browser,
+)
+from nnlib.widgets.playground import LivePlot, Playground
+
+__all__ = [
+    "LivePlot",
+    "Playground",
+    "activation_explorer",
+    "browse_images",
+    "decision_boundary",
+    "draw",
+    "learning_rate_explorer",
+    "prediction_explorer",
+    "read_image",
+    "search_explorer",
+    "weight_browser",
+]
