@@ -50,7 +50,9 @@ def settings(epochs: int) -> dict[str, nnlib.Hyperparameters]:
         hp = rows[name] = hp.replace(**change)
     same = ("epochs", "decay_rate", "decay_every")  # the cosine schedule uses no decay
     best = nnlib.RECIPES["best"]
-    assert hp == best.replace(**{name: getattr(hp, name) for name in same}), "the last row is not the recipe best"
+    assert hp == best.replace(**{name: getattr(hp, name) for name in same}), (
+        "the last row is not the recipe best"
+    )
     return rows
 
 
@@ -66,13 +68,20 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     table = pd.DataFrame(rows)
     gain = table["valid_accuracy"].diff()
     labels = [
-        f"{a:.3f}" + ("" if pd.isna(g) else f"  ({g:+.3f})") for a, g in zip(table["valid_accuracy"], gain, strict=True)
+        f"{a:.3f}" + ("" if pd.isna(g) else f"  ({g:+.3f})")
+        for a, g in zip(table["valid_accuracy"], gain, strict=True)
     ]
     figure, (ax,) = pictures.axes(1, 5)
     ends = ["classic", *(f"+ {name}" for name in table["change"][1:])]
-    bars = ax.barh(ends, table["valid_accuracy"], color=[plots.BLUE] * (len(rows) - 1) + [plots.ORANGE])
+    bars = ax.barh(
+        ends, table["valid_accuracy"], color=[plots.BLUE] * (len(rows) - 1) + [plots.ORANGE]
+    )
     ax.bar_label(bars, labels, padding=4, fontsize=9)
-    ax.set(title="From classic to best, one change at a time", xlabel="best validation accuracy", xlim=(0, 0.87))
+    ax.set(
+        title="From classic to best, one change at a time",
+        xlabel="best validation accuracy",
+        xlim=(0, 0.87),
+    )
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     return figure
@@ -80,20 +89,35 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Train the rows that are not there yet, and write table and picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of every row but the last [default: 12]")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "ablation", help="where the runs are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=12, help="epochs of every row but the last [default: 12]"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "ablation", help="where the runs are kept"
+    )
     options = parser.parse_args()
     data, rows, all_settings = nnlib.load_dataset("cifar10"), [], settings(options.epochs)
     for number, (name, hp) in enumerate(all_settings.items()):
         run = nnlib.train(hp, data, run_dir=options.runs / f"{options.epochs}-epochs-{number:02}")
         rows.append(row(name, run.history))
-    shipped = nnlib.training.trainer.History(RunDirectory(ROOT / "data" / "runs" / "best").read_history())
+    shipped = nnlib.training.trainer.History(
+        RunDirectory(ROOT / "data" / "runs" / "best").read_history()
+    )
     rows.append(row(f"{len(shipped)} epochs", shipped))
     for each, hp in zip(rows, [*all_settings.values(), nnlib.RECIPES["best"]], strict=True):
         each["minutes"] = each["epochs"] * epoch_seconds(hp, data) / 60
-    document = {"machine": machine(), "data": data.source, "fingerprint": data.fingerprint, "rows": rows}
-    (ROOT / "data" / "benchmarks" / "ablation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document = {
+        "machine": machine(),
+        "data": data.source,
+        "fingerprint": data.fingerprint,
+        "rows": rows,
+    }
+    (ROOT / "data" / "benchmarks" / "ablation.json").write_text(
+        json.dumps(document, indent=1) + "\n", encoding="utf-8"
+    )
     (ROOT / "figures" / "benchmark_ablation.png").write_bytes(plots.png(picture(rows), dpi=150))
     print(pd.DataFrame(rows).to_string(index=False))
 

@@ -66,10 +66,17 @@ class Arena:
 def rounds(arena: Arena, cases: list[dict[str, Any]], n: int, about: str) -> pd.DataFrame:
     """Measure every case ``n`` times, all of them before the next round; one row for each measurement."""
     rows = []
-    for number, case in tqdm([(r, case) for r in range(n) for case in cases], desc=about, disable=None):
+    for number, case in tqdm(
+        [(r, case) for r in range(n) for case in cases], desc=about, disable=None
+    ):
         seconds = arena.measure(*(case[k] for k in ("name", "work", "threads", "steps", "seconds")))
         work = case["work"]
-        row = {"name": case["name"], "sizes": work.sizes, "batch_size": work.batch_size, "threads": case["threads"]}
+        row = {
+            "name": case["name"],
+            "sizes": work.sizes,
+            "batch_size": work.batch_size,
+            "threads": case["threads"],
+        }
         rows.append({"round": number, **row, "seconds_per_step": seconds, "flops": work.flops})
     return with_rates(pd.DataFrame(rows))
 
@@ -77,14 +84,18 @@ def rounds(arena: Arena, cases: list[dict[str, Any]], n: int, about: str) -> pd.
 def epochs(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one row an epoch where ``rows`` are the parts of epochs: short parts meet the machine in the same mood."""
     keys = ["round", "name", "sizes", "batch_size", "threads", "flops"]
-    whole = rows.assign(round=rows["round"] // PARTS_OF_EPOCH).groupby(keys, sort=False, as_index=False)
+    whole = rows.assign(round=rows["round"] // PARTS_OF_EPOCH).groupby(
+        keys, sort=False, as_index=False
+    )
     return whole["seconds_per_step"].mean().pipe(with_rates)
 
 
 def with_rates(rows: pd.DataFrame) -> pd.DataFrame:
     """Add images and operations a second."""
     per_second = 1 / rows["seconds_per_step"]
-    return rows.assign(images_per_second=rows["batch_size"] * per_second, gflops=rows["flops"] * per_second / 1e9)
+    return rows.assign(
+        images_per_second=rows["batch_size"] * per_second, gflops=rows["flops"] * per_second / 1e9
+    )
 
 
 def summary(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -100,7 +111,10 @@ def summary(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def speed(arena: Arena, quick: bool) -> dict[str, Any]:
     """Three epochs of the reference work, each in eight parts, all contestants in turn at each part."""
     steps = 3 if quick else 22
-    cases = [{"name": n, "work": WORK, "threads": CORES, "steps": steps, "seconds": 0} for n in available(CONTESTANTS)]
+    cases = [
+        {"name": n, "work": WORK, "threads": CORES, "steps": steps, "seconds": 0}
+        for n in available(CONTESTANTS)
+    ]
     rows = epochs(rounds(arena, cases, 3 * PARTS_OF_EPOCH, "speed"))
     table = summary(rows, ["name"])
     by_round = rows.pivot(index="round", columns="name", values="images_per_second")
@@ -109,11 +123,19 @@ def speed(arena: Arena, quick: bool) -> dict[str, Any]:
         each = by_round["nnlib"] / by_round[peer]
         ratios[peer] = {"median": each.median(), "min": each.min(), "max": each.max()}
     lost = augmentation_share(WORK, 3 * steps)
-    say(f"speed: one epoch of {'-'.join(map(str, WORK.sizes))}, batch {WORK.batch_size}, {CORES} threads", table)
+    say(
+        f"speed: one epoch of {'-'.join(map(str, WORK.sizes))}, batch {WORK.batch_size}, {CORES} threads",
+        table,
+    )
     for peer, r in ratios.items():
         print(f"nnlib / {peer}: {r['median']:.2f} (rounds from {r['min']:.2f} to {r['max']:.2f})")
     print(f"flip and shift take {lost:.1%} of an epoch")
-    return {"table": records(table), "nnlib_over": ratios, "augmentation_share": lost, "rows": records(rows)}
+    return {
+        "table": records(table),
+        "nnlib_over": ratios,
+        "augmentation_share": lost,
+        "rows": records(rows),
+    }
 
 
 def memory(arena: Arena, quick: bool) -> dict[str, Any]:
@@ -143,13 +165,19 @@ def memory(arena: Arena, quick: bool) -> dict[str, Any]:
         "print(peak, np.median(times), np.median(alone), len(data.test))\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+        )
     peak, seconds, alone, images = done.stdout.splitlines()[-1].split()
     unit = 1e6 if sys.platform == "darwin" else 1e3
     result = {"peak_resident_mb": float(peak) / unit, "images": int(images)}
     result |= {"evaluation_seconds": float(seconds), "evaluation_products_seconds": float(alone)}
-    print(f"\nmemory: a training process peaks at {result['peak_resident_mb']:.0f} MB resident, shared cache included")
-    print(f"evaluation of {int(images):,} images: {float(seconds):.2f} s, its products alone {float(alone):.2f} s")
+    print(
+        f"\nmemory: a training process peaks at {result['peak_resident_mb']:.0f} MB resident, shared cache included"
+    )
+    print(
+        f"evaluation of {int(images):,} images: {float(seconds):.2f} s, its products alone {float(alone):.2f} s"
+    )
     return result
 
 
@@ -164,15 +192,29 @@ def accuracy(arena: Arena, quick: bool) -> dict[str, Any]:
         started = time.perf_counter()
 
         class Watch(nnlib.Callback):
-            def on_epoch(self, trainer: Any, reached: Any = reached, started: float = started) -> None:
+            def on_epoch(
+                self, trainer: Any, reached: Any = reached, started: float = started
+            ) -> None:
                 if trainer.history[-1]["valid_accuracy"] >= TARGET and not reached:
                     reached |= {"seconds": time.perf_counter() - started, "epoch": trainer.epoch}
 
-        run = nnlib.train(nnlib.RECIPES["fast"].replace(seed=seed), data, progress=False, callbacks=[Watch()])
-        row = {"seed": seed, **reached, "epochs": len(run.history), "best_accuracy": run.best["valid_accuracy"]}
-        rows.append(row | {"peer_epoch_seconds": epoch, "ratio": reached.get("seconds", np.inf) / epoch})
+        run = nnlib.train(
+            nnlib.RECIPES["fast"].replace(seed=seed), data, progress=False, callbacks=[Watch()]
+        )
+        row = {
+            "seed": seed,
+            **reached,
+            "epochs": len(run.history),
+            "best_accuracy": run.best["valid_accuracy"],
+        }
+        rows.append(
+            row | {"peer_epoch_seconds": epoch, "ratio": reached.get("seconds", np.inf) / epoch}
+        )
     table = pd.DataFrame(rows)
-    say(f"fast: seconds to a validation accuracy of {TARGET} on {data.source}; ratio to an epoch of {peer}", table)
+    say(
+        f"fast: seconds to a validation accuracy of {TARGET} on {data.source}; ratio to an epoch of {peer}",
+        table,
+    )
     result = {"target": TARGET, "data": data.source, "peer": peer, "rows": records(table)}
     return result | {"classic": classic(arena, table["peer_epoch_seconds"].median())}
 
@@ -187,10 +229,20 @@ def classic(arena: Arena, peer_epoch: float) -> dict[str, Any] | None:
     epoch = 176 * arena.measure("nnlib", WORK, CORES, 176, 0)
     if reached.empty:
         best = history["valid_accuracy"].max()
-        print(f"classic: not reached in {len(history)} epochs (best {best:.4f}), {epoch:.1f} s an epoch here")
-        return {"reached": False, "epochs": len(history), "best_accuracy": best, "epoch_seconds": epoch}
+        print(
+            f"classic: not reached in {len(history)} epochs (best {best:.4f}), {epoch:.1f} s an epoch here"
+        )
+        return {
+            "reached": False,
+            "epochs": len(history),
+            "best_accuracy": best,
+            "epoch_seconds": epoch,
+        }
     epochs = int(reached["epoch"].iloc[0])
-    print(f"classic: {epochs} epochs by its log, {epoch:.1f} s an epoch here: {epochs * epoch:.0f} s", end=" ")
+    print(
+        f"classic: {epochs} epochs by its log, {epoch:.1f} s an epoch here: {epochs * epoch:.0f} s",
+        end=" ",
+    )
     print(f"or {epochs * epoch / peer_epoch:.0f} times an epoch of the peer")
     return {"reached": True, "epochs": epochs, "epoch_seconds": epoch, "seconds": epochs * epoch}
 
@@ -204,19 +256,29 @@ def scaling(arena: Arena, quick: bool) -> dict[str, Any]:
     works = [(Work((3072, h, max(h // 4, 10), 10)), t) for h in hidden for t in threads]
     works += [(Work(WORK.sizes, b), CORES) for b in batch if b != WORK.batch_size]
     cases = [
-        {"name": name, "work": work, "threads": t, "steps": 1, "seconds": 0.4} for work, t in works for name in names
+        {"name": name, "work": work, "threads": t, "steps": 1, "seconds": 0.4}
+        for work, t in works
+        for name in names
     ]
     rows = rounds(arena, cases, 3, "scaling")
     rows["hidden"] = rows["sizes"].map(lambda sizes: sizes[1])
     table = summary(rows, ["hidden", "batch_size", "threads", "name"])
-    wide = table.pivot(index=["hidden", "batch_size", "threads"], columns="name", values="median").reset_index()
+    wide = table.pivot(
+        index=["hidden", "batch_size", "threads"], columns="name", values="median"
+    ).reset_index()
     say("scaling: images a second (medians of 3)", wide)
     exponents = {}
     for t in threads:
-        of = rows[(rows["name"] == "nnlib") & (rows["batch_size"] == WORK.batch_size) & (rows["threads"] == t)]
+        of = rows[
+            (rows["name"] == "nnlib")
+            & (rows["batch_size"] == WORK.batch_size)
+            & (rows["threads"] == t)
+        ]
         medians = of.groupby("hidden")[["flops", "seconds_per_step"]].median().loc[512:]
         exponents[t] = np.polyfit(*np.log(medians.to_numpy().T), 1)[0]
-        print(f"{t} threads: time grows as the arithmetic to the power {exponents[t]:.2f} (hidden 512 and more)")
+        print(
+            f"{t} threads: time grows as the arithmetic to the power {exponents[t]:.2f} (hidden 512 and more)"
+        )
     return {"table": records(table), "time_exponent": exponents, "memory": memory_growth(hidden)}
 
 
@@ -237,7 +299,9 @@ def memory_growth(hidden: list[int]) -> dict[str, Any]:
     slope, base = np.polyfit(sizes, used, 1)
     large = np.array(sizes) > 1e6
     exponent = np.polyfit(np.log(np.array(sizes)[large]), np.log(np.array(used)[large]), 1)[0]
-    print(f"memory: {slope:.1f} bytes a parameter and {base / 1e6:.0f} MB; it grows as parameters to {exponent:.2f}")
+    print(
+        f"memory: {slope:.1f} bytes a parameter and {base / 1e6:.0f} MB; it grows as parameters to {exponent:.2f}"
+    )
     return {"parameters": sizes, "bytes": used, "bytes_a_parameter": slope, "exponent": exponent}
 
 
@@ -257,7 +321,10 @@ def small(arena: Arena, quick: bool) -> dict[str, Any]:
     best = table.groupby(["inputs", "batch_size", "name"], sort=False)["median"].max().unstack()
     for peer in set(names) - {"nnlib"}:
         best[f"nnlib / {peer}"] = (best["nnlib"] / best[peer]).round(2)
-    say("small networks, hidden (64, 32): images a second, each at its best number of threads", best.reset_index())
+    say(
+        "small networks, hidden (64, 32): images a second, each at its best number of threads",
+        best.reset_index(),
+    )
     return {"table": records(table), "best": records(best.reset_index())}
 
 
@@ -267,13 +334,22 @@ def threads(arena: Arena, quick: bool) -> dict[str, Any]:
     chosen = min(useful_threads(nnlib.MLP(work.sizes), work.batch_size), CORES)
     rows = []
     for neighbours in (0, 1):
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours * CORES)]
+        busy = [
+            subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            for _ in range(neighbours * CORES)
+        ]
         try:
             for number in range(5):
                 for about, t in (("all threads", CORES), ("as the trainer chooses", chosen)):
                     seconds = arena.measure("nnlib", work, t, 20, 0.5)
-                    row = {"round": number, "busy neighbours": len(busy), "threads": f"{about}: {t}"}
-                    rows.append(row | {"images_per_second": work.batch_size / seconds, "gflops": 0.0})
+                    row = {
+                        "round": number,
+                        "busy neighbours": len(busy),
+                        "threads": f"{about}: {t}",
+                    }
+                    rows.append(
+                        row | {"images_per_second": work.batch_size / seconds, "gflops": 0.0}
+                    )
         finally:
             for process in busy:
                 process.kill()
@@ -307,11 +383,15 @@ def imports(arena: Arena, quick: bool) -> dict[str, Any]:
     result = {name: float(np.median(t) - start) for name, t in times.items()}
     for name in ("nnlib", "nnlib.train"):
         result[f"{name} / numpy"] = result[name] / result["numpy"]
-        print(f"import of {name}: {result[name]:.3f} s, {result[f'{name} / numpy']:.2f} times NumPy's (medians of 9)")
+        print(
+            f"import of {name}: {result[name]:.3f} s, {result[f'{name} / numpy']:.2f} times NumPy's (medians of 9)"
+        )
     return result
 
 
-PARTS = {f.__name__: f for f in (speed, memory, accuracy, scaling, small, threads, imports, recipes)}
+PARTS = {
+    f.__name__: f for f in (speed, memory, accuracy, scaling, small, threads, imports, recipes)
+}
 
 
 # ---- output ----------------------------------------------------------------------------------------------------------
@@ -336,12 +416,16 @@ def main() -> None:
     """Run the parts named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)} [default: all]")
-    parser.add_argument("--quick", action="store_true", help="a try that takes a minute; writes nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a try that takes a minute; writes nothing"
+    )
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"{', '.join(unknown)}: there is no such part; {', '.join(PARTS)}")
     started, about = time.perf_counter(), description()
-    print(f"{about['cpu']}, {CORES} cores, load {os.getloadavg()[0]:.1f}; peers: {about['peers'] or 'none installed'}")
+    print(
+        f"{about['cpu']}, {CORES} cores, load {os.getloadavg()[0]:.1f}; peers: {about['peers'] or 'none installed'}"
+    )
     for name in options.parts or PARTS:
         arena = Arena()
         result = PARTS[name](arena, options.quick)

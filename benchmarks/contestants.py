@@ -50,7 +50,9 @@ def training_data(n_inputs: int) -> nnlib.Dataset:
 def batches(n: int, batch_size: int, steps: int) -> list[Any]:
     """``steps`` index arrays that go through the images in random order, again and again."""
     epochs = -(-steps * batch_size // (n - n % batch_size))
-    order = [np.random.default_rng(epoch).permutation(n)[: n - n % batch_size] for epoch in range(epochs)]
+    order = [
+        np.random.default_rng(epoch).permutation(n)[: n - n % batch_size] for epoch in range(epochs)
+    ]
     return list(np.concatenate(order).reshape(-1, batch_size)[:steps])
 
 
@@ -81,7 +83,9 @@ class Nnlib:
     def __init__(self, work: Work) -> None:
         hp = {"activation": "relu", "momentum": MOMENTUM, "l2": L2, "learning_rate": LEARNING_RATE}
         hp |= {"hidden_sizes": work.sizes[1:-1], "batch_size": work.batch_size, "epochs": 1000}
-        self.trainer = nnlib.Trainer(nnlib.Hyperparameters(**hp), training_data(work.sizes[0]), progress=False)
+        self.trainer = nnlib.Trainer(
+            nnlib.Hyperparameters(**hp), training_data(work.sizes[0]), progress=False
+        )
 
     def steps(self, n: int) -> None:
         for _ in range(n):
@@ -104,7 +108,10 @@ class PyTorch:
         import torch
 
         data, self.batch_size = training_data(work.sizes[0]).train, work.batch_size
-        self.images, self.labels = torch.from_numpy(np.array(data.images)), torch.from_numpy(np.array(data.labels))
+        self.images, self.labels = (
+            torch.from_numpy(np.array(data.images)),
+            torch.from_numpy(np.array(data.labels)),
+        )
         layers: list[Any] = [torch.nn.Flatten()]
         for fan_in, fan_out in pairwise(work.sizes):
             layers += [torch.nn.Linear(fan_in, fan_out), torch.nn.ReLU()]
@@ -135,7 +142,11 @@ class ScikitLearn:
         self.x /= SCALE
         self.labels = np.array(data.labels)
         options = {"momentum": MOMENTUM, "nesterovs_momentum": False, "alpha": L2 * work.batch_size}
-        options |= {"batch_size": work.batch_size, "learning_rate_init": LEARNING_RATE, "solver": "sgd"}
+        options |= {
+            "batch_size": work.batch_size,
+            "learning_rate_init": LEARNING_RATE,
+            "solver": "sgd",
+        }
         self.model = MLPClassifier(work.sizes[1:-1], **options)
 
     def steps(self, n: int) -> None:
@@ -186,9 +197,17 @@ class InPlaceNumPy(PlainNumPy):
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         B, (D, H1, H2, _) = work.batch_size, work.sizes
-        shapes = {"u": (B, D), "x": (B, D), "a1": (B, H1), "a2": (B, H2), "d1": (B, H1), "d2": (B, H2)}
+        shapes = {
+            "u": (B, D),
+            "x": (B, D),
+            "a1": (B, H1),
+            "a2": (B, H2),
+            "d1": (B, H1),
+            "d2": (B, H2),
+        }
         self.a = {
-            name: np.empty(shape, self.images.dtype if name == "u" else np.float32) for name, shape in shapes.items()
+            name: np.empty(shape, self.images.dtype if name == "u" else np.float32)
+            for name, shape in shapes.items()
         }
         self.g = {name: np.empty_like(p) for name, p in self.p.items()}
 
@@ -207,7 +226,10 @@ class InPlaceNumPy(PlainNumPy):
             out += p[f"b{layer}"]
             np.maximum(out, 0, out=out)
         d3 = nnlib.softmax_cross_entropy(a["a2"] @ p["W3"] + p["b3"], labels)[1]
-        for delta, W, d, activation in ((d3, p["W3"], a["d2"], a["a2"]), (a["d2"], p["W2"], a["d1"], a["a1"])):
+        for delta, W, d, activation in (
+            (d3, p["W3"], a["d2"], a["a2"]),
+            (a["d2"], p["W2"], a["d1"], a["a1"]),
+        ):
             np.matmul(delta, W.T, out=d)
             d *= activation > 0
         for layer, (inputs, d) in enumerate(((x, a["d1"]), (a["a1"], a["d2"]), (a["a2"], d3)), 1):

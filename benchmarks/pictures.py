@@ -23,12 +23,18 @@ def speed(result: dict[str, Any]) -> Figure:
     """Bars of images a second, with the range of the rounds."""
     table = pd.DataFrame(result["table"]).sort_values("median")
     figure, (ax,) = axes(1, 4.2)
-    colours = [COLOURS.get(name, plots.BLUE if name.startswith("nnlib") else "0.75") for name in table["name"]]
+    colours = [
+        COLOURS.get(name, plots.BLUE if name.startswith("nnlib") else "0.75")
+        for name in table["name"]
+    ]
     spread = [table["median"] - table["min"], table["max"] - table["median"]]
     ax.barh(table["name"], table["median"], color=colours, xerr=spread, ecolor="0.3", capsize=3)
     for place, (median, high) in enumerate(zip(table["median"], table["max"], strict=True)):
         ax.text(high, place, f"  {median:,}", va="center")
-    ax.set(title="Training 3072-1024-256-10, batch 256: what surrounds the products is small", xlabel="images a second")
+    ax.set(
+        title="Training 3072-1024-256-10, batch 256: what surrounds the products is small",
+        xlabel="images a second",
+    )
     ax.grid(False, axis="y")
     ax.margins(x=0.12)
     return figure
@@ -39,17 +45,34 @@ def scaling(result: dict[str, Any]) -> Figure:
     table = pd.DataFrame(result["table"])
     most = table["threads"].max()
     figure, (left, right) = axes(2)
-    for (name, threads), rows in table[table["batch_size"] == 256].groupby(["name", "threads"], sort=False):
+    for (name, threads), rows in table[table["batch_size"] == 256].groupby(
+        ["name", "threads"], sort=False
+    ):
         line = "-" if threads == most else ":"
         left.loglog(
-            rows["hidden"], rows["median"], line, marker="o", ms=4, color=COLOURS[name], label=f"{name}, {threads}"
+            rows["hidden"],
+            rows["median"],
+            line,
+            marker="o",
+            ms=4,
+            color=COLOURS[name],
+            label=f"{name}, {threads}",
         )
-    for name, rows in table[(table["hidden"] == 1024) & (table["threads"] == most)].groupby("name", sort=False):
+    for name, rows in table[(table["hidden"] == 1024) & (table["threads"] == most)].groupby(
+        "name", sort=False
+    ):
         rows = rows.sort_values("batch_size")
-        right.loglog(rows["batch_size"], rows["median"], marker="o", ms=4, color=COLOURS[name], label=name)
-    left.set(title="Wider layers cost what their arithmetic costs", xlabel="units of the first hidden layer")
+        right.loglog(
+            rows["batch_size"], rows["median"], marker="o", ms=4, color=COLOURS[name], label=name
+        )
+    left.set(
+        title="Wider layers cost what their arithmetic costs",
+        xlabel="units of the first hidden layer",
+    )
     left.set_ylabel("images a second")
-    right.set(title="Larger batches pay, up to a few hundred", xlabel="images in a batch, hidden 1024-256")
+    right.set(
+        title="Larger batches pay, up to a few hundred", xlabel="images in a batch, hidden 1024-256"
+    )
     left.legend(title="threads", fontsize=8)
     right.legend(fontsize=8)
     return figure
@@ -61,12 +84,20 @@ def small(result: dict[str, Any]) -> Figure:
     figure, (ax,) = axes(1, 3.4)
     names = [name for name in COLOURS if name in table]
     for place, name in enumerate(names):
-        bars = ax.bar([x + 0.27 * (place - 1) for x in range(len(table))], table[name], 0.25, color=COLOURS[name])
+        bars = ax.bar(
+            [x + 0.27 * (place - 1) for x in range(len(table))],
+            table[name],
+            0.25,
+            color=COLOURS[name],
+        )
         ax.bar_label(bars, fmt="{:,.0f}", fontsize=8)
         bars.set_label(name)
     ticks = [f"{row['inputs']} inputs\nbatch {row['batch_size']}" for row in result["best"]]
     ax.set_xticks(range(len(table)), ticks)
-    ax.set(title="Small networks, hidden (64, 32), each at its best number of threads", ylabel="images a second")
+    ax.set(
+        title="Small networks, hidden (64, 32), each at its best number of threads",
+        ylabel="images a second",
+    )
     ax.legend(fontsize=9)
     return figure
 
@@ -76,14 +107,22 @@ def threads(result: dict[str, Any]) -> Figure:
     table = pd.DataFrame(result["table"])
     figure, (ax,) = axes(1, 3.2)
     busy = table["busy neighbours"] > 0
-    names = [f"{'busy machine' if b else 'quiet machine'}\n{t}" for b, t in zip(busy, table["threads"], strict=True)]
+    names = [
+        f"{'busy machine' if b else 'quiet machine'}\n{t}"
+        for b, t in zip(busy, table["threads"], strict=True)
+    ]
     spread = [table["median"] - table["min"], table["max"] - table["median"]]
     bars = ax.bar(
-        names, table["median"], color=[plots.ORANGE if b else plots.BLUE for b in busy], yerr=spread, capsize=3
+        names,
+        table["median"],
+        color=[plots.ORANGE if b else plots.BLUE for b in busy],
+        yerr=spread,
+        capsize=3,
     )
     ax.bar_label(bars, fmt="{:,.0f}", label_type="center", color="white")
     ax.set(
-        title="A small network beside a busy process: one thread does not wait for another", ylabel="images a second"
+        title="A small network beside a busy process: one thread does not wait for another",
+        ylabel="images a second",
     )
     return figure
 
@@ -97,7 +136,10 @@ def accuracy(result: dict[str, Any]) -> Figure:
     seconds = [row.get("seconds") or 0 for row in rows] + [epoch]
     bars = ax.barh(labels, seconds, color=[plots.BLUE] * len(rows) + [plots.ORANGE])
     ax.bar_label(bars, fmt="{:.1f} s", padding=4)
-    ax.set(title=f"Time to a validation accuracy of {result['target']}, preparation included", xlabel="seconds")
+    ax.set(
+        title=f"Time to a validation accuracy of {result['target']}, preparation included",
+        xlabel="seconds",
+    )
     ax.margins(x=0.12)
     return figure
 

@@ -81,7 +81,9 @@ def calibration_error(confidence: Any, right: Any) -> float:
     return float(np.abs(gaps).sum() / len(bins))
 
 
-def metrics(model: nnlib.MLP, data: nnlib.Dataset, official: Path | None) -> dict[str, tuple[float, float]]:
+def metrics(
+    model: nnlib.MLP, data: nnlib.Dataset, official: Path | None
+) -> dict[str, tuple[float, float]]:
     """Return accuracy and loss on everything that is measured on."""
     splits = {"validation": data.valid, "test": data.test}
     if official is not None:
@@ -89,19 +91,39 @@ def metrics(model: nnlib.MLP, data: nnlib.Dataset, official: Path | None) -> dic
             first = nnlib.Split(file["images"], file["labels"].astype(np.int64))
         same = nnlib.Split(data.test.images[: len(first)], data.test.labels[: len(first)])
         assert (same.labels == first.labels).all(), "these are not the first test images"
-        splits |= {f"first {len(first):,} test images, official pixels": first, "the same images, here": same}
+        splits |= {
+            f"first {len(first):,} test images, official pixels": first,
+            "the same images, here": same,
+        }
     found = {name: nnlib.evaluate(model, split) for name, split in splits.items()}
     rows = {name: (each.accuracy, each.loss) for name, each in found.items()}
-    p = (model.predict_proba(data.test.images) + model.predict_proba(data.test.images[..., ::-1])) / 2
+    p = (
+        model.predict_proba(data.test.images) + model.predict_proba(data.test.images[..., ::-1])
+    ) / 2
     right, of_label = p.argmax(axis=1) == data.test.labels, p[np.arange(len(p)), data.test.labels]
-    return rows | {"test, averaged with the mirror image": (float(right.mean()), float(-np.log(of_label).mean()))}
+    return rows | {
+        "test, averaged with the mirror image": (
+            float(right.mean()),
+            float(-np.log(of_label).mean()),
+        )
+    }
 
 
 def card(
-    path: Path, run: nnlib.TrainingRun, before: list[nnlib.TrainingRun], data: nnlib.Dataset, rows: Any, note: str
+    path: Path,
+    run: nnlib.TrainingRun,
+    before: list[nnlib.TrainingRun],
+    data: nnlib.Dataset,
+    rows: Any,
+    note: str,
 ) -> str:
     """Return the model card, in Markdown."""
-    model, hp, plain, name = nnlib.load_model(path), run.hyperparameters, Hyperparameters().to_dict(), path.stem
+    model, hp, plain, name = (
+        nnlib.load_model(path),
+        run.hyperparameters,
+        Hyperparameters().to_dict(),
+        path.stem,
+    )
     test = nnlib.evaluate(model, data.test)
     probabilities = model.predict_proba(data.test.images)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == data.test.labels
@@ -112,24 +134,34 @@ def card(
     if before:
         how = f"`nnlib train --recipe {name} --init FIRST/best.npz SECOND/best.npz --run-dir runs/{name}`,"
         how += f"\nseed {hp.seed}; it begins with networks that were trained before, side by side (`nnlib.join`).\n\n"
-        how += "| trained before | seed | epochs | validation accuracy |\n| --- | --- | --- | --- |\n"
+        how += (
+            "| trained before | seed | epochs | validation accuracy |\n| --- | --- | --- | --- |\n"
+        )
         for i, each in enumerate(before, 1):
             seed, n = each.hyperparameters.seed, len(each.history)
             how += f"| `best`, number {i} | {seed} | {n} | {each.best['valid_accuracy']:.4f} |\n"
     how += f"\n{note}" if note else ""
-    changed = {k: v for k, v in hp.to_dict().items() if v != plain[k] and k not in ("seed", "epochs")}
+    changed = {
+        k: v for k, v in hp.to_dict().items() if v != plain[k] and k not in ("seed", "epochs")
+    }
     return CARD.format(
         name=name,
         layers=f"{model.layer_sizes[0]} inputs and layers of {', '.join(map(str, model.layer_sizes[1:]))} units",
         source=data.source,
         fingerprint=data.fingerprint,
-        unofficial="" if data.source == "cifar10" else "These are the official images re-encoded as JPEG.",
+        unofficial=""
+        if data.source == "cifar10"
+        else "These are the official images re-encoded as JPEG.",
         n_train=len(data.train),
         n_valid=len(data.valid),
         n_test=len(data.test),
         how=how,
         recipe="\n".join(
-            ["| hyperparameter | value |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in changed.items())]
+            [
+                "| hyperparameter | value |",
+                "| --- | --- |",
+                *(f"| `{k}` | {v} |" for k, v in changed.items()),
+            ]
         ),
         minutes=sum(each.seconds for each in (*before, run)) / 60,
         epochs=" + ".join(str(len(each.history)) for each in (*before, run)),
@@ -137,7 +169,9 @@ def card(
         threads=min(blas["num_threads"] for blas in environment["blas"]),
         megabytes=path.stat().st_size / 1e6,
         parameters=sum(p.size for p in model.parameters.values()),
-        metrics="\n".join(f"| {what} | {accuracy:.4f} | {loss:.4f} |" for what, (accuracy, loss) in rows.items()),
+        metrics="\n".join(
+            f"| {what} | {accuracy:.4f} | {loss:.4f} |" for what, (accuracy, loss) in rows.items()
+        ),
         exact=run.best["valid_accuracy"],
         rounded=rows["validation"][0],
         classes="\n".join(f"| {k} | {recall:.3f} | {p:.3f} |" for k, recall, p in classes),
@@ -149,18 +183,28 @@ def card(
 
 def main() -> None:
     """Copy logs, write weights and card."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--before", nargs="*", type=Path, default=())
-    parser.add_argument("--note", default="", help="a sentence more in the card, about how it was trained")
+    parser.add_argument(
+        "--note", default="", help="a sentence more in the card, about how it was trained"
+    )
     parser.add_argument("--weights", action="store_true", help="the weights and a model card, too")
     parser.add_argument("--official", type=Path)
     options = parser.parse_args()
     data = nnlib.load_dataset("cifar10", download=False)
-    logs, path = ROOT / "data" / "runs" / options.name, ROOT / "data" / "models" / f"{options.name}.npz"
+    logs, path = (
+        ROOT / "data" / "runs" / options.name,
+        ROOT / "data" / "models" / f"{options.name}.npz",
+    )
     run, before = nnlib.load_run(options.run_dir), [nnlib.load_run(each) for each in options.before]
-    for folder, each in ((logs, run), *((logs / f"before_{i}", each) for i, each in enumerate(before, 1))):
+    for folder, each in (
+        (logs, run),
+        *((logs / f"before_{i}", each) for i, each in enumerate(before, 1)),
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         for log in LOGS:
             shutil.copy(each.run_dir / log, folder)

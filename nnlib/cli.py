@@ -30,21 +30,35 @@ HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
 `nnlib COMMAND --help` explains each command. Exit status: 0; 1 for what went wrong; 2 for misuse; 130 for Ctrl-C."""
 EVERYWHERE = "With any command: --json prints JSON, and all else to stderr; --debug adds the traceback to an error."
-WORD = re.compile(r'(?<![\w".])(?!true\b|false\b)[A-Za-z_][\w.()+-]*')  # what JSON wants to have in quotes
+WORD = re.compile(
+    r'(?<![\w".])(?!true\b|false\b)[A-Za-z_][\w.()+-]*'
+)  # what JSON wants to have in quotes
 
 many = Parameter(consume_multiple=1, negative_iterable=())  # --hidden-sizes 64 32
-usual: Any = {"default_parameter": many, "help_epilogue": EVERYWHERE, "suppress_keyboard_interrupt": False}
+usual: Any = {
+    "default_parameter": many,
+    "help_epilogue": EVERYWHERE,
+    "suppress_keyboard_interrupt": False,
+}
 app = App(name="nnlib", help=HELP, version=nnlib.__version__, **usual)
 data_app = App(name="data", help="Fetch CIFAR-10, check it, or say where it is.")
 app.command(data_app)
-app.register_install_completion_command(help="Let bash, zsh or fish complete nnlib's commands and options.")
-Record = dict[str, Any]  # what a command found: it is printed, as lines or as JSON; ok=False in it is exit status 1
-Whole = Annotated[int, Parameter(converter=lambda _, tokens: int(tokens[0].value))]  # Cyclopts itself would round
+app.register_install_completion_command(
+    help="Let bash, zsh or fish complete nnlib's commands and options."
+)
+Record = dict[
+    str, Any
+]  # what a command found: it is printed, as lines or as JSON; ok=False in it is exit status 1
+Whole = Annotated[
+    int, Parameter(converter=lambda _, tokens: int(tokens[0].value))
+]  # Cyclopts itself would round
 
 
 def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
     """Turn one field of ``Hyperparameters`` into an option whose value is None unless it was given."""
-    hint = next((part for part in get_args(hint) if get_origin(part) is tuple), hint)  # of a word or words: words
+    hint = next(
+        (part for part in get_args(hint) if get_origin(part) is tuple), hint
+    )  # of a word or words: words
     hint = {int: Whole, tuple[int, ...]: tuple[Whole, ...]}.get(hint, hint)
     if options := f.metadata.get("options"):
         hint = Literal[tuple(options)]
@@ -55,17 +69,34 @@ def _option(f: Any, hint: Any) -> tuple[str, Any, Any]:
 
 
 hints = get_type_hints(Hyperparameters)
-Options: Any = make_dataclass("Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True)
-Options.__module__ = __name__  # cyclopts takes a class of another module for one that it cannot read
-Overrides = Annotated[Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's and the file's)")]
+Options: Any = make_dataclass(
+    "Options", [_option(f, hints[f.name]) for f in fields(Hyperparameters)], kw_only=True
+)
+Options.__module__ = (
+    __name__  # cyclopts takes a class of another module for one that it cannot read
+)
+Overrides = Annotated[
+    Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's and the file's)")
+]
 RecipeName: Any = Literal[tuple(RECIPES)]
-Recipe = Annotated[RecipeName | None, Parameter(help="Hyperparameters to start from; `nnlib recipes` shows them.")]
-Config = Annotated[Path | None, Parameter(help="A TOML or JSON file with some of them; it goes over the recipe.")]
-Root = Annotated[Path | None, Parameter(help="The folder with cifar-10-batches-py [default: NNLIB_DATA_DIR or data/].")]
+Recipe = Annotated[
+    RecipeName | None, Parameter(help="Hyperparameters to start from; `nnlib recipes` shows them.")
+]
+Config = Annotated[
+    Path | None, Parameter(help="A TOML or JSON file with some of them; it goes over the recipe.")
+]
+Root = Annotated[
+    Path | None,
+    Parameter(help="The folder with cifar-10-batches-py [default: NNLIB_DATA_DIR or data/]."),
+]
 DataName = Literal["auto", "cifar10", "standin"]
 Flag = Annotated[bool, Parameter(negative=())]
-DryRun = Annotated[bool, Parameter(negative=(), help="Only measure what it would take, at these settings.")]
-Model = Annotated[Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz, or RUN_DIR.")]
+DryRun = Annotated[
+    bool, Parameter(negative=(), help="Only measure what it would take, at these settings.")
+]
+Model = Annotated[
+    Path, Parameter(help="A file that training wrote, such as RUN_DIR/best.npz, or RUN_DIR.")
+]
 
 
 @Parameter(name="*", group="Data")
@@ -96,7 +127,11 @@ def _load(source: DataOptions) -> nnlib.Dataset:
 def hyperparameters(recipe: str | None, config: Path | None, options: Any) -> Hyperparameters:
     """Return the recipe (or the defaults), the file's fields over it, and over both the options that were given."""
     base = Hyperparameters.recipe(recipe) if recipe else Hyperparameters()
-    given = {name: value for name, value in asdict(options).items() if value is not None} if options else {}
+    given = (
+        {name: value for name, value in asdict(options).items() if value is not None}
+        if options
+        else {}
+    )
     if len(given.get("activation", ())) == 1:
         (given["activation"],) = given["activation"]  # one for all layers
     return base.replace(**((_read_config(config) if config else {}) | given))
@@ -107,21 +142,42 @@ def _read_config(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         return dict(json.loads(text) if path.suffix == ".json" else tomllib.loads(text))
     except (OSError, ValueError, TypeError) as error:
-        raise HyperparameterError(f"config: {path} is no TOML or JSON file of fields and values ({error}).") from None
+        raise HyperparameterError(
+            f"config: {path} is no TOML or JSON file of fields and values ({error})."
+        ) from None
 
 
-def _estimate(hp: Hyperparameters, data: nnlib.Dataset, runs: int, times: float, threads: int | None) -> Record:
+def _estimate(
+    hp: Hyperparameters, data: nnlib.Dataset, runs: int, times: float, threads: int | None
+) -> Record:
     """Say what ``runs`` would take, ``times`` a whole training, after twenty steps that are measured and not kept."""
     tracemalloc.start()
     trainer = nnlib.Trainer(hp, data, progress=False, threads=threads)
     model, steps = trainer.model, hp.epochs * trainer.steps_per_epoch
     with trainer.limited_threads():
-        seconds = times * steps * statistics.median(timeit.repeat(trainer.train_step, number=1, repeat=20))
-    memory = tracemalloc.get_traced_memory()[1] + sum(s.images.nbytes for s in (data.train, data.valid, data.test))
+        seconds = (
+            times
+            * steps
+            * statistics.median(timeit.repeat(trainer.train_step, number=1, repeat=20))
+        )
+    memory = tracemalloc.get_traced_memory()[1] + sum(
+        s.images.nbytes for s in (data.train, data.valid, data.test)
+    )
     tracemalloc.stop()
-    found = {"hyperparameters": hp.to_dict(), "layers": model.layer_sizes, "steps": steps, "runs": runs}
-    found |= {"parameters": sum(p.size for p in model.parameters.values()), "memory_mb": round(memory / 1e6)}
-    return found | {"training_seconds": seconds, "estimated_time": str(timedelta(seconds=round(seconds)))}
+    found = {
+        "hyperparameters": hp.to_dict(),
+        "layers": model.layer_sizes,
+        "steps": steps,
+        "runs": runs,
+    }
+    found |= {
+        "parameters": sum(p.size for p in model.parameters.values()),
+        "memory_mb": round(memory / 1e6),
+    }
+    return found | {
+        "training_seconds": seconds,
+        "estimated_time": str(timedelta(seconds=round(seconds))),
+    }
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -157,14 +213,30 @@ def train(
     first = [nnlib.load_model(path) for path in init]
     begin = nnlib.join(first) if len(first) > 1 else first[0] if first else None
     if not quiet:
-        print(f"training in {folder}; the preprocessing is fitted to the images first", file=sys.stderr)
-    run = nnlib.train(hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads)
+        print(
+            f"training in {folder}; the preprocessing is fitted to the images first",
+            file=sys.stderr,
+        )
+    run = nnlib.train(
+        hp, data, run_dir=folder, resume=resume, progress=not quiet, init=begin, threads=threads
+    )
     go_on = {"interrupted": f"--run-dir {folder} goes on"} if run.stopped == "interrupted" else {}
-    return {"run": str(run), **(run.best if run.history else {}), "best weights": folder / "best.npz", **go_on}
+    return {
+        "run": str(run),
+        **(run.best if run.history else {}),
+        "best weights": folder / "best.npz",
+        **go_on,
+    }
 
 
 @app.command
-def test(model: Model, /, *, split: Literal["test", "valid", "train"] = "test", source: DataOptions = AUTO) -> Record:
+def test(
+    model: Model,
+    /,
+    *,
+    split: Literal["test", "valid", "train"] = "test",
+    source: DataOptions = AUTO,
+) -> Record:
     """Print the loss and the accuracy of a saved model on the test images.
 
     Args:
@@ -174,8 +246,15 @@ def test(model: Model, /, *, split: Literal["test", "valid", "train"] = "test", 
     result = nnlib.evaluate(loaded, getattr(data, split))
     if (trained_on := loaded.info.get("data", data.source)) != data.source:
         print(f"note: the model was trained on other images: {trained_on}", file=sys.stderr)
-    found = {"data": data.source, "split": split, "images": int(result.confusion.sum()), "loss": result.loss}
-    return found | {name: getattr(result, name) for name in ("accuracy", "standard_error", "per_class")}
+    found = {
+        "data": data.source,
+        "split": split,
+        "images": int(result.confusion.sum()),
+        "loss": result.loss,
+    }
+    return found | {
+        name: getattr(result, name) for name in ("accuracy", "standard_error", "per_class")
+    }
 
 
 @app.command
@@ -190,10 +269,15 @@ def visualize(model: Model, /, *, output: Path = Path("figures", "weights")) -> 
     loaded = nnlib.load_model(model)
     both = loaded.initial_parameters(), loaded.parameters
     output.mkdir(parents=True, exist_ok=True)
-    figures = {"weight_histograms": plots.weight_histograms(*both), "weight_heatmaps": plots.weight_heatmaps(*both)}
+    figures = {
+        "weight_histograms": plots.weight_histograms(*both),
+        "weight_heatmaps": plots.weight_heatmaps(*both),
+    }
     for name, parameters in zip(("initial", "trained"), both, strict=True):
         filters = plots.filters_of(loaded, parameters["W1"])
-        if filters.shape[1] == 3 * 32 * 32:  # a network for other data than CIFAR-10's shape has no such images
+        if (
+            filters.shape[1] == 3 * 32 * 32
+        ):  # a network for other data than CIFAR-10's shape has no such images
             figures[f"first_layer_{name}"] = plots.first_layer_images(filters)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png", dpi=150)
@@ -235,14 +319,18 @@ def search(
     base = hyperparameters(recipe, config, options)
     space = checked(dict(map(_parse_vary, vary)), base)
     if len(space) < len(vary):
-        raise HyperparameterError("vary: a field stands there twice; name it once, with all of its values.")
+        raise HyperparameterError(
+            "vary: a field stands there twice; name it once, with all of its values."
+        )
     data = _load(source)
     if dry_run:  # at the base's settings
         rungs = plan(SearchResults(base, {}, method, space=space, seeds=seeds), n_trials, workers)
         times = sum(n * more for n, _, more in rungs) * seeds / base.epochs / workers
         return _estimate(base, data, rungs[0][0] * seeds, times, threads=None)
     folder = directory or Path("runs") / f"search-{datetime.now():%Y%m%d-%H%M%S}"
-    results = nnlib.search(space, data, base, method, n_trials, search_seed, workers, scheduler, folder, seeds=seeds)
+    results = nnlib.search(
+        space, data, base, method, n_trials, search_seed, workers, scheduler, folder, seeds=seeds
+    )
     if results.interrupted and all(trial.status != "complete" for trial in results.trials):
         raise KeyboardInterrupt  # there is nothing to rank
     best = results.best.settings
@@ -256,12 +344,19 @@ def _parse_vary(text: str) -> tuple[str, Any]:
     """Read ``name=value,value``, JSON but for the quotes around words, or a range ``name=low..high``."""
     name, equals, values = text.partition("=")
     if not equals or not values:
-        raise HyperparameterError(f"vary: {text!r} is not allowed; a field and its values, as in l2=0,0.001.")
+        raise HyperparameterError(
+            f"vary: {text!r} is not allowed; a field and its values, as in l2=0,0.001."
+        )
     low, dots, high = values.partition("..")
     try:
         parsed = json.loads(f"[{low}, {high}]" if dots else WORD.sub(r'"\g<0>"', f"[{values}]"))
         if dots:
-            parsed = Range(parsed[0], parsed[1], log=parsed[0] > 0, whole={type(end) for end in parsed} == {int})
+            parsed = Range(
+                parsed[0],
+                parsed[1],
+                log=parsed[0] > 0,
+                whole={type(end) for end in parsed} == {int},
+            )
     except (ValueError, TypeError) as error:
         raise HyperparameterError(f"vary: {text!r} is not allowed; {error}") from None
     return name.replace("-", "_"), parsed
@@ -308,7 +403,10 @@ def report(
 @app.command
 def recipes() -> Record:
     """Show the recipes: named hyperparameters, and where they differ from the defaults."""
-    return {n: {k: v for k, v in vars(hp).items() if v != getattr(Hyperparameters, k)} for n, hp in RECIPES.items()}
+    return {
+        n: {k: v for k, v in vars(hp).items() if v != getattr(Hyperparameters, k)}
+        for n, hp in RECIPES.items()
+    }
 
 
 @app.command
@@ -321,8 +419,12 @@ def bench(*parts: str, quick: Flag = False) -> Record:
     """
     script = cifar10.CHECKOUT / "benchmarks" / "bench.py"
     if not script.exists():
-        raise NNLibError("the benchmark is not in the installed package: run this in a checkout of nnlib.")
-    return {"ok": subprocess.run([sys.executable, script, *parts, *["--quick"] * quick]).returncode == 0}
+        raise NNLibError(
+            "the benchmark is not in the installed package: run this in a checkout of nnlib."
+        )
+    return {
+        "ok": subprocess.run([sys.executable, script, *parts, *["--quick"] * quick]).returncode == 0
+    }
 
 
 @data_app.command
@@ -342,7 +444,11 @@ def verify(*, root: Root = None) -> Record:
 def info(*, source: DataOptions = AUTO) -> Record:
     """Say what the data set is: where it comes from, how many images, which classes."""
     data = _load(source)
-    found = {"source": data.source, "fingerprint": data.fingerprint, "classes": ", ".join(data.classes)}
+    found = {
+        "source": data.source,
+        "fingerprint": data.fingerprint,
+        "classes": ", ".join(data.classes),
+    }
     return found | {name: len(getattr(data, name)) for name in ("train", "valid", "test")}
 
 
@@ -370,7 +476,10 @@ def run(arguments: Sequence[str]) -> int:
     words = [word for word in arguments if word not in flags]
     try:
         with redirect_stdout(sys.stderr if "--json" in flags else sys.stdout):
-            found = app(words, exit_on_error=False, print_error=False, result_action="return_value") or {}
+            found = (
+                app(words, exit_on_error=False, print_error=False, result_action="return_value")
+                or {}
+            )
         shown = json.dumps(found, indent=2, default=str) if "--json" in flags else found
         _show(shown) if isinstance(shown, dict) else print(shown)
         record = found if isinstance(found, dict) else {}
@@ -384,7 +493,11 @@ def run(arguments: Sequence[str]) -> int:
         text, ours = " ".join(str(error).split()), isinstance(error, NNLibError | CycloptsError)
         if isinstance(error, OSError) and error.filename:
             text, ours = f"{error.filename}: {error.strerror}; name another place.", True
-        print("nnlib:", text if ours else f"{type(error).__name__}: {text} (--debug shows where)", file=sys.stderr)
+        print(
+            "nnlib:",
+            text if ours else f"{type(error).__name__}: {text} (--debug shows where)",
+            file=sys.stderr,
+        )
         return 2 if isinstance(error, CycloptsError | HyperparameterError) else 1
 
 

@@ -37,5 +37,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def one_of(known: Iterable[T], name: str, value: T) -> T:
     """Return ``value`` if it is one of ``known``; otherwise raise HyperparameterError, which calls it ``name``."""
     if value not in known:
-        raise HyperparameterError(f"{name}: {value!r} is not known. {did_you_mean(value, map(str, known))}")
+        raise HyperparameterError(
+            f"{name}: {value!r} is not known. {did_you_mean(value, map(str, known))}"
+        )
     return value

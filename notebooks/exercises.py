@@ -21,11 +21,16 @@ from nnlib.training.schedules import make_schedule
 B = 4  # images in each call
 FACTORS = {  # of the right value, in any part of any answer
     -1.0: "the sign is wrong.",
-    float(B): "it is B times too large: the mean over the batch is asked for, not the sum; or a 1/B is missing.",
-    1 / B: "it is B times too small: it is divided by the batch size once too often (dlogits holds the 1/B already).",
+    float(
+        B
+    ): "it is B times too large: the mean over the batch is asked for, not the sum; or a 1/B is missing.",
+    1
+    / B: "it is B times too small: it is divided by the batch size once too often (dlogits holds the 1/B already).",
 }
 TRANSPOSED = "it is transposed."
-Mistakes = dict[str, Any]  # what somebody gets who makes the mistake; NaN stands for anything that is not finite
+Mistakes = dict[
+    str, Any
+]  # what somebody gets who makes the mistake; NaN stands for anything that is not finite
 Parts = dict[str, tuple[Any, Mistakes]]  # the right value and the mistakes, by part of the answer
 Call = tuple[dict[str, Any], Parts]  # the arguments, and what is right
 
@@ -50,7 +55,9 @@ def check(answer: Callable[..., Any]) -> Verdict:
     """
     name = answer.__name__
     if name not in EXERCISES:
-        raise HyperparameterError(f"{name}: this is not an exercise. {did_you_mean(name, EXERCISES)}")
+        raise HyperparameterError(
+            f"{name}: this is not an exercise. {did_you_mean(name, EXERCISES)}"
+        )
     try:
         fault = next(filter(None, (_fault(answer, *call) for call in EXERCISES[name]())), "")
     except NotImplementedError as error:
@@ -75,16 +82,28 @@ def _fault(answer: Callable[..., Any], arguments: dict[str, Any], parts: Parts) 
     if not isinstance(found, dict):
         found = dict(zip_longest(parts, found if isinstance(found, tuple) else [found]))
     if set(found) != set(parts) or any(part is None for part in found.values()):
-        return f"it should return {', '.join(parts)}, and nothing else. Is its last line that return?"
+        return (
+            f"it should return {', '.join(parts)}, and nothing else. Is its last line that return?"
+        )
     return next(filter(None, (_explain(name, found[name], *parts[name]) for name in parts)), "")
 
 
 def _raised(error: Exception, name: str, arguments: dict[str, Any]) -> str:
     """Tell an error, the line of the reader's function that it came from and, of errors about shapes, the shapes."""
-    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.name == name and frame.line]
+    lines = [
+        frame.line
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.name == name and frame.line
+    ]
     text = "\n    in the line: ".join([f"{type(error).__name__}: {error}", *lines[-1:]])
-    arrays = {n: a for n, a in (arguments | arguments.get("parameters", {})).items() if isinstance(a, np.ndarray)}
-    hint = "\n    Is a .T forgotten? There are " + ", ".join(f"{n} {a.shape}" for n, a in arrays.items())
+    arrays = {
+        n: a
+        for n, a in (arguments | arguments.get("parameters", {})).items()
+        if isinstance(a, np.ndarray)
+    }
+    hint = "\n    Is a .T forgotten? There are " + ", ".join(
+        f"{n} {a.shape}" for n, a in arrays.items()
+    )
     return text + (f"{hint}." if isinstance(error, ValueError) else "")
 
 
@@ -99,7 +118,11 @@ def _explain(name: str, answer: Any, right: Any, mistakes: Mistakes) -> str:
         return f"{name} should be real numbers, not {found.dtype}."
     if _same(found, right):
         return ""
-    known = mistakes | {message: factor * right for factor, message in FACTORS.items()} | {TRANSPOSED: right.T}
+    known = (
+        mistakes
+        | {message: factor * right for factor, message in FACTORS.items()}
+        | {TRANSPOSED: right.T}
+    )
     for message, wrong in known.items():
         if _same(found, wrong) or (np.isnan(wrong).all() and not np.isfinite(found).all()):
             return f"{name}: {message}"
@@ -112,7 +135,10 @@ def _explain(name: str, answer: Any, right: Any, mistakes: Mistakes) -> str:
 def _problem() -> tuple[dict[str, Array], Array, Array, list[Array]]:
     """Return parameters, images, labels, and activations. All sizes differ: a forgotten transpose cannot pass."""
     rng = np.random.default_rng(0)
-    model, x = MLP((7, 6, 5, 3), "relu", initialisation="he", dtype=np.float64), rng.standard_normal((B, 7))
+    model, x = (
+        MLP((7, 6, 5, 3), "relu", initialisation="he", dtype=np.float64),
+        rng.standard_normal((B, 7)),
+    )
     for p in model.parameters.values():
         p += 0.5 * rng.standard_normal(p.shape)
     return model.parameters, x, np.array([2, 0, 1, 2]), model.activations(x)
@@ -129,23 +155,35 @@ def _forward() -> Iterator[Call]:
         "there is no ReLU after the last layer.": np.maximum(logits, 0),
         "there is no softmax here: it comes with the loss, in the next exercise.": softmax(logits),
     }
-    yield {"parameters": p, "x": x}, {"a1": (a1, of_a1), "a2": (a2, of_a2), "logits": (logits, of_logits)}
+    yield (
+        {"parameters": p, "x": x},
+        {"a1": (a1, of_a1), "a2": (a2, of_a2), "logits": (logits, of_logits)},
+    )
 
 
 def _softmax_cross_entropy() -> Iterator[Call]:
     _, _, labels, (*_, logits) = _problem()
-    (loss, dlogits), p, log_p = softmax_cross_entropy(logits, labels), softmax(logits), log_softmax(logits)
+    (loss, dlogits), p, log_p = (
+        softmax_cross_entropy(logits, labels),
+        softmax(logits),
+        log_softmax(logits),
+    )
     of_loss = {
         "divide by the B images, not by the number of all logits.": loss / 3,
         "the logarithm is missing.": -p[range(B), labels].mean(),
         "take the right class of each image only, log_p[np.arange(B), labels]; this is all classes.": -log_p.mean(),
-        "softmax goes along each row: axis=1, keepdims=True.": -log_softmax(logits.T)[labels, range(B)].mean(),
+        "softmax goes along each row: axis=1, keepdims=True.": -log_softmax(logits.T)[
+            labels, range(B)
+        ].mean(),
     }
     of_dlogits = {
         "the one-hot labels Y are not subtracted; it is (P - Y) / B.": p / B,
         "[:, labels] means whole columns; write [np.arange(B), labels].": (p - 1) / B,
     }
-    yield {"logits": logits, "labels": labels}, {"loss": (loss, of_loss), "dlogits": (dlogits, of_dlogits)}
+    yield (
+        {"logits": logits, "labels": labels},
+        {"loss": (loss, of_loss), "dlogits": (dlogits, of_dlogits)},
+    )
     logits, labels = np.array([[1000.0, 0, -1000], [-3000, -5000, -4000]]), np.array([2, 0])
     stable = "log_p = z - m - log(sum(exp(z - m))) with m the largest logit of each row."
     mistakes = {f"logits near 1000 overflow exp, or give log(0). Take {stable}": np.nan}
@@ -156,18 +194,27 @@ def _softmax_cross_entropy() -> Iterator[Call]:
 def _relu_derivative() -> Iterator[Call]:
     a = _problem()[-1][0]
     always = "it is 1 everywhere: after a ReLU no value is negative, so a >= 0 is always true. Ask a > 0."
-    yield {"a": a}, {"f'": (a > 0, {always: np.ones_like(a), "this is the ReLU's value, not its slope.": a})}
+    yield (
+        {"a": a},
+        {"f'": (a > 0, {always: np.ones_like(a), "this is the ReLU's value, not its slope.": a})},
+    )
 
 
 def _layer_backward() -> Iterator[Call]:
     p, a, *_ = _problem()
     delta = np.random.default_rng(1).standard_normal((B, 6))
     mistakes = {
-        "it is summed over the wrong axis: add up the images, axis=0, one number a unit.": delta.sum(axis=1),
+        "it is summed over the wrong axis: add up the images, axis=0, one number a unit.": delta.sum(
+            axis=1
+        ),
         "it is one number for all units: add up the images only, axis=0.": delta.sum(),
         "it is not summed over the images, axis=0.": delta,
     }
-    right: Parts = {"dW": (a.T @ delta, {}), "db": (delta.sum(axis=0), mistakes), "da": (delta @ p["W1"].T, {})}
+    right: Parts = {
+        "dW": (a.T @ delta, {}),
+        "db": (delta.sum(axis=0), mistakes),
+        "da": (delta @ p["W1"].T, {}),
+    }
     yield {"a": a, "W": p["W1"], "delta": delta}, right
 
 
@@ -181,10 +228,15 @@ def _backward() -> Iterator[Call]:
         of_W = {
             slope: a.T @ da + l2 * W,
             "the L2 term, l2 * W, is missing.": dW,
-            "the L2 term is divided by the batch size; the penalty is no mean over images.": dW + l2 * W / B,
-            "the L2 term is twice too large: the derivative of l2/2 * W**2 is l2 * W.": dW + 2 * l2 * W,
+            "the L2 term is divided by the batch size; the penalty is no mean over images.": dW
+            + l2 * W / B,
+            "the L2 term is twice too large: the derivative of l2/2 * W**2 is l2 * W.": dW
+            + 2 * l2 * W,
         }
-        of_b = {slope: da.sum(axis=0), "biases are not penalised: no L2 term here.": db + l2 * p[f"b{layer}"]}
+        of_b = {
+            slope: da.sum(axis=0),
+            "biases are not penalised: no L2 term here.": db + l2 * p[f"b{layer}"],
+        }
         parts |= {f"W{layer}": (dW + l2 * W, of_W), f"b{layer}": (db, of_b)}
         da = delta @ W.T
         delta = da * (a > 0)
@@ -199,7 +251,9 @@ def _sgd_step() -> Iterator[Call]:
         "it goes up the slope: W - learning_rate * v.": W + rate * new,
         "the momentum is missing: step along the new velocity, not the gradient.": W - rate * g,
         "this steps along the old velocity; bring it up to date first.": W - rate * v,
-        "the learning rate is inside the velocity; here it scales the step only.": W + momentum * v - rate * g,
+        "the learning rate is inside the velocity; here it scales the step only.": W
+        + momentum * v
+        - rate * g,
     }
     parts: Parts = {"W": (W - rate * new, of_W), "v": (new, {"this is the old velocity.": v})}
     yield {"W": W, "g": g, "v": v, "learning_rate": rate, "momentum": momentum}, parts
@@ -211,14 +265,31 @@ def _learning_rate_at() -> Iterator[Call]:
         right = make_schedule("cosine", peak, total, warmup_steps=warmup)(step)
         late = make_schedule("cosine", peak, total)
         mistakes = {
-            "the cosine counts from step 0; it begins where the warm-up, a line up to the peak, ends.": late(step),
-            "the first step would have the rate 0 and do nothing: (step + 1) / warmup.": peak * step / warmup,
-            "it does not come down to zero: the cosine has total - warmup steps.": late(max(step - warmup, 0)),
+            "the cosine counts from step 0; it begins where the warm-up, a line up to the peak, ends.": late(
+                step
+            ),
+            "the first step would have the rate 0 and do nothing: (step + 1) / warmup.": peak
+            * step
+            / warmup,
+            "it does not come down to zero: the cosine has total - warmup steps.": late(
+                max(step - warmup, 0)
+            ),
             "it rises where it should fall: 1 + cos, not 1 - cos.": peak - right,
             "it is twice too large: 1 + cos begins at 2.": 2 * right,
         }
-        yield {"step": step, "total": total, "peak": peak, "warmup": warmup}, {"the rate": (right, mistakes)}
+        yield (
+            {"step": step, "total": total, "peak": peak, "warmup": warmup},
+            {"the rate": (right, mistakes)},
+        )
 
 
-CALLS = (_forward, _softmax_cross_entropy, _relu_derivative, _layer_backward, _backward, _sgd_step, _learning_rate_at)
+CALLS = (
+    _forward,
+    _softmax_cross_entropy,
+    _relu_derivative,
+    _layer_backward,
+    _backward,
+    _sgd_step,
+    _learning_rate_at,
+)
 EXERCISES = {calls.__name__[1:]: calls for calls in CALLS}

@@ -33,7 +33,9 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(folder)
     script = ROOT.parent / "shared" / "cifar10" / "unpack.py"
     if not script.exists():
-        pytest.skip("the real images are not here: NNLIB_DATA_DIR names no folder with cifar-10-batches-py")
+        pytest.skip(
+            "the real images are not here: NNLIB_DATA_DIR names no folder with cifar-10-batches-py"
+        )
     from filelock import FileLock
 
     folder = tmp_path_factory.getbasetemp().parent / "cifar10"  # one for all workers

@@ -23,7 +23,11 @@ class Python2Pickler(pickle._Pickler):
 
     def save_text(self, text):
         data = text if isinstance(text, bytes) else text.encode()
-        self.write(b"U" + bytes([len(data)]) + data if len(data) < 256 else b"T" + struct.pack("<i", len(data)) + data)
+        self.write(
+            b"U" + bytes([len(data)]) + data
+            if len(data) < 256
+            else b"T" + struct.pack("<i", len(data)) + data
+        )
         self.memoize(text)
 
     def save_function(self, function):
@@ -45,7 +49,12 @@ def batch(n: int = 20, seed: int = 0, **changes) -> dict:
     """The content of one batch file, every class equally often."""
     images = np.random.default_rng(seed).integers(0, 256, (n, 3072), np.uint8)
     labels = [i % 10 for i in range(n)]
-    return {"batch_label": "a batch", "labels": labels, "data": images, "filenames": ["x.png"] * n} | changes
+    return {
+        "batch_label": "a batch",
+        "labels": labels,
+        "data": images,
+        "filenames": ["x.png"] * n,
+    } | changes
 
 
 def write_layout(root: Path, n: int = 20, dump=python2_pickle) -> Path:

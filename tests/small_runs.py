@@ -22,7 +22,9 @@ def pictures(n: int, seed: int) -> nnlib.Dataset:
 
 
 DATA = pictures(150, 0)  # 100 to train on: six batches of 16 and one of 4
-PLAIN = nnlib.Hyperparameters(hidden_sizes=(8,), batch_size=16, epochs=3, learning_rate=0.05, seed=3)
+PLAIN = nnlib.Hyperparameters(
+    hidden_sizes=(8,), batch_size=16, epochs=3, learning_rate=0.05, seed=3
+)
 EVERYTHING = PLAIN.replace(
     activation="gelu",
     preprocessing="whiten",
@@ -70,7 +72,9 @@ def timeless(history) -> list[dict]:
 def same(run: nnlib.TrainingRun, other: nnlib.TrainingRun) -> bool:
     """Whether best weights and history, seconds apart, are the same bits."""
     p, q = run.model.parameters, other.model.parameters
-    return timeless(run.history) == timeless(other.history) and all(p[n].tobytes() == q[n].tobytes() for n in p)
+    return timeless(run.history) == timeless(other.history) and all(
+        p[n].tobytes() == q[n].tobytes() for n in p
+    )
 
 
 def on_disk(folder: Path) -> tuple:
@@ -78,8 +82,16 @@ def on_disk(folder: Path) -> tuple:
     last, meta = read_arrays(folder / "last.npz")
     groups = {path.name: read_arrays(path)[0] for path in folder.glob("best*.npz")} | {"last": last}
     run = nnlib.load_run(folder)
-    arrays = {(kind, name): a.tobytes() for kind, group in groups.items() for name, a in group.items()}
-    return arrays, meta["step"], timeless(meta["history"]), timeless(run.history), run.hyperparameters
+    arrays = {
+        (kind, name): a.tobytes() for kind, group in groups.items() for name, a in group.items()
+    }
+    return (
+        arrays,
+        meta["step"],
+        timeless(meta["history"]),
+        timeless(run.history),
+        run.hyperparameters,
+    )
 
 
 def run_script(text: str, *arguments: object, **options) -> subprocess.Popen:

@@ -15,7 +15,17 @@ import nnlib
 from nnlib import cli
 from nnlib.training.hyperparameters import Hyperparameters
 
-SMALL = ["--epochs", "2", "--hidden-sizes", "16", "8", "--batch-size", "32", "--preprocessing", "scale"]
+SMALL = [
+    "--epochs",
+    "2",
+    "--hidden-sizes",
+    "16",
+    "8",
+    "--batch-size",
+    "32",
+    "--preprocessing",
+    "scale",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +56,12 @@ def test_every_field_is_an_option_with_its_help(capsys):
 
 
 def test_recipe_then_options():
-    options = cli.Options(hidden_sizes=(128, 64), momentum=0.5, nesterov=False, activation=("tanh",))
-    expected = Hyperparameters.recipe("quick", hidden_sizes=(128, 64), momentum=0.5, nesterov=False, activation="tanh")
+    options = cli.Options(
+        hidden_sizes=(128, 64), momentum=0.5, nesterov=False, activation=("tanh",)
+    )
+    expected = Hyperparameters.recipe(
+        "quick", hidden_sizes=(128, 64), momentum=0.5, nesterov=False, activation="tanh"
+    )
     assert cli.hyperparameters("quick", None, options) == expected
     assert cli.hyperparameters(None, None, None) == Hyperparameters()
     layers = cli.Options(hidden_sizes=(8, 8), activation=("tanh", "relu"))
@@ -56,7 +70,10 @@ def test_recipe_then_options():
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("c.toml", "epochs = 7\nhidden_sizes = [9, 8]\n"), ("c.json", '{"epochs": 7, "hidden_sizes": [9, 8]}')],
+    [
+        ("c.toml", "epochs = 7\nhidden_sizes = [9, 8]\n"),
+        ("c.json", '{"epochs": 7, "hidden_sizes": [9, 8]}'),
+    ],
 )
 def test_recipe_then_file_then_options(name: str, text: str):
     Path(name).write_text(text)
@@ -66,7 +83,11 @@ def test_recipe_then_file_then_options(name: str, text: str):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("epochs = ", "no TOML or JSON"), ("epoch = 3", "Did you mean 'epochs'"), ("epochs = -1", "epochs: -1 is not")],
+    [
+        ("epochs = ", "no TOML or JSON"),
+        ("epoch = 3", "Did you mean 'epochs'"),
+        ("epochs = -1", "epochs: -1 is not"),
+    ],
 )
 def test_a_file_that_is_wrong_is_refused(capsys, text: str, message: str):
     Path("c.toml").write_text(text)
@@ -82,12 +103,20 @@ def test_a_runs_own_file_is_a_config(capsys):
 def test_json_alone_on_stdout(capsys, small_data: nnlib.Dataset):
     status, out, err = given(capsys, "train", "--json", "--run-dir", "r", *SMALL)
     run = json.loads(out)
-    assert status == 0 and run["best weights"] == str(Path("r/best.npz")) and 0 <= run["valid_accuracy"] <= 1
+    assert (
+        status == 0
+        and run["best weights"] == str(Path("r/best.npz"))
+        and 0 <= run["valid_accuracy"] <= 1
+    )
     assert "epoch   2/2" in err  # progress has gone where errors go
     status, out, _ = given(capsys, "test", "r/best.npz", "--json")
     result = nnlib.evaluate(nnlib.load_model("r/best.npz"), small_data.test)
-    assert json.loads(out)["loss"] == result.loss and json.loads(out)["per_class"] == result.per_class
-    status, out, _ = given(capsys, "search", "--json", "--vary", "l2=0,0.1", "--directory", "s", *SMALL)
+    assert (
+        json.loads(out)["loss"] == result.loss and json.loads(out)["per_class"] == result.per_class
+    )
+    status, out, _ = given(
+        capsys, "search", "--json", "--vary", "l2=0,0.1", "--directory", "s", *SMALL
+    )
     assert json.loads(out)["best"]["l2"] in (0, 0.1)
     status, out, _ = given(capsys, "data", "info", "--json")
     assert json.loads(out)["train"] == 200
@@ -107,13 +136,38 @@ def test_dry_run_measures_and_writes_nothing(capsys):
     status, out, _ = given(capsys, "train", "--dry-run", "--json", *SMALL)
     found = json.loads(out)
     assert status == 0 and not list(Path().iterdir())
-    assert found["layers"] == [3072, 16, 8, 10] and found["parameters"] == 3073 * 16 + 17 * 8 + 9 * 10
-    assert found["hyperparameters"]["hidden_sizes"] == [16, 8] and found["hyperparameters"]["l2"] == 0
-    assert found["steps"] == 14 and 0 < found["training_seconds"] < 60 and 1 <= found["memory_mb"] < 500
-    search = ["search", "--dry-run", "--vary", "l2=0,0.1,0.2", "--vary", "momentum=0,0.5", "--seeds", "2"]
+    assert (
+        found["layers"] == [3072, 16, 8, 10] and found["parameters"] == 3073 * 16 + 17 * 8 + 9 * 10
+    )
+    assert (
+        found["hyperparameters"]["hidden_sizes"] == [16, 8] and found["hyperparameters"]["l2"] == 0
+    )
+    assert (
+        found["steps"] == 14
+        and 0 < found["training_seconds"] < 60
+        and 1 <= found["memory_mb"] < 500
+    )
+    search = [
+        "search",
+        "--dry-run",
+        "--vary",
+        "l2=0,0.1,0.2",
+        "--vary",
+        "momentum=0,0.5",
+        "--seeds",
+        "2",
+    ]
     assert "runs: 12" in given(capsys, *search, "--workers", "2", *SMALL)[1]
-    assert "runs: 9" in given(capsys, *search[:4], "--vary", "seed=0..99", "--method", "random", "--n-trials", "9")[1]
-    assert "runs: 20" in given(capsys, "search", "--dry-run", "--vary", "l2=0.1..1", "--method", "tpe", *SMALL)[1]
+    assert (
+        "runs: 9"
+        in given(
+            capsys, *search[:4], "--vary", "seed=0..99", "--method", "random", "--n-trials", "9"
+        )[1]
+    )
+    assert (
+        "runs: 20"
+        in given(capsys, "search", "--dry-run", "--vary", "l2=0.1..1", "--method", "tpe", *SMALL)[1]
+    )
     assert not list(Path().iterdir())
 
 
@@ -122,7 +176,9 @@ def test_bench_needs_a_checkout(capsys, monkeypatch: pytest.MonkeyPatch, tmp_pat
     status, out, err = given(capsys, "bench")
     assert (status, out) == (1, "") and "run this in a checkout" in err
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks/bench.py").write_text("import sys; sys.exit(sys.argv[1:] != ['speed', '--quick'])")
+    (tmp_path / "benchmarks/bench.py").write_text(
+        "import sys; sys.exit(sys.argv[1:] != ['speed', '--quick'])"
+    )
     assert given(capsys, "bench", "speed", "--quick")[0] == 0
     assert given(capsys, "bench", "memory")[0] == 1
 
@@ -134,17 +190,27 @@ def test_shells_complete_commands_and_options(shell: str):
 
 
 def test_train_then_test(capsys, small_data: nnlib.Dataset):
-    status, out, err = train(capsys, "--recipe", "quick", "--no-flip", "--l2", "0.001", "--activation", "relu", "tanh")
+    status, out, err = train(
+        capsys, "--recipe", "quick", "--no-flip", "--l2", "0.001", "--activation", "relu", "tanh"
+    )
     assert status == 0 and f"best weights: {Path('r') / 'best.npz'}" in out
     assert "stand-in" in err  # the numbers are not those of CIFAR-10, and it says so
     saved = Hyperparameters.from_dict(json.loads(Path("r/hyperparameters.json").read_text()))
-    expected = {"hidden_sizes": (16, 8), "activation": ("relu", "tanh"), "l2": 0.001, "flip": False, "momentum": 0.9}
+    expected = {
+        "hidden_sizes": (16, 8),
+        "activation": ("relu", "tanh"),
+        "l2": 0.001,
+        "flip": False,
+        "momentum": 0.9,
+    }
     assert {name: getattr(saved, name) for name in expected} == expected
 
     status, out, _ = given(capsys, "test", "r/best.npz")
     result = nnlib.evaluate(nnlib.load_model("r/best.npz"), small_data.test)
     assert status == 0
-    assert f"loss: {result.loss:.5g}\naccuracy: {result.accuracy:.5g}\n" in out and "images: 60" in out
+    assert (
+        f"loss: {result.loss:.5g}\naccuracy: {result.accuracy:.5g}\n" in out and "images: 60" in out
+    )
 
 
 def test_visualize_draws_every_layer_before_and_after(capsys):
@@ -154,7 +220,10 @@ def test_visualize_draws_every_layer_before_and_after(capsys):
     files = [Path("drawn") / f"{name}.png" for name in names]
     assert status == 0 and out.splitlines() == [f"{path.stem}: {path}" for path in files]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
-    assert given(capsys, "visualize", "r")[1].splitlines()[0] == f"{names[0]}: {Path('figures/weights') / names[0]}.png"
+    assert (
+        given(capsys, "visualize", "r")[1].splitlines()[0]
+        == f"{names[0]}: {Path('figures/weights') / names[0]}.png"
+    )
 
 
 def test_train_goes_on_where_it_stopped(capsys):
@@ -179,7 +248,11 @@ def test_run_folder_by_default(capsys):
         (["train", "--learning-rate", "-1"], 2, "learning_rate: -1.0 is not allowed"),
         (["train", "--recipe", "slow"], 2, "slow"),
         (["test"], 2, "MODEL"),
-        (["test", "absent.npz"], 1, "absent.npz: there is no such file; nnlib train writes RUN_DIR/best.npz"),
+        (
+            ["test", "absent.npz"],
+            1,
+            "absent.npz: there is no such file; nnlib train writes RUN_DIR/best.npz",
+        ),
         (["train", "--config", "absent.toml"], 2, "config: absent.toml is no TOML or JSON file"),
         (["report", "--to", "word"], 2, "--to"),
         (["search"], 2, "nothing to search"),
@@ -201,7 +274,11 @@ def test_errors_are_one_line_and_the_status_says_who_erred(capsys, arguments, st
 
 def test_debug_adds_the_traceback(capsys):
     status, _, err = given(capsys, "test", "absent.npz", "--debug")
-    assert status == 1 and err.startswith("Traceback") and err.splitlines()[-1].startswith("nnlib: absent.npz")
+    assert (
+        status == 1
+        and err.startswith("Traceback")
+        and err.splitlines()[-1].startswith("nnlib: absent.npz")
+    )
 
 
 def test_a_bug_is_one_line_too(capsys, monkeypatch: pytest.MonkeyPatch):
@@ -223,18 +300,26 @@ def test_interrupt(capsys, monkeypatch: pytest.MonkeyPatch):
 
 def test_what_cannot_be_is_said_once_the_data_are_there(capsys):
     status, out, err = given(capsys, "search", "--dry-run", "--vary", "l2=0.1..1", *SMALL)
-    assert (status, out) == (2, "") and err.splitlines()[-1].startswith("nnlib: l2: a grid needs a list")
+    assert (status, out) == (2, "") and err.splitlines()[-1].startswith(
+        "nnlib: l2: a grid needs a list"
+    )
     status, out, err = given(capsys, "train", "--train-images", "0", *SMALL)
-    assert (status, out) == (1, "") and "0 training and 50 validation images" in err.splitlines()[-1]
+    assert (status, out) == (1, "") and "0 training and 50 validation images" in err.splitlines()[
+        -1
+    ]
 
 
 def test_a_search_without_a_result_says_where_the_reasons_are(capsys):
-    status, _, err = given(capsys, "search", "--vary", "learning_rate=900,1000", "--directory", "s", *SMALL)
+    status, _, err = given(
+        capsys, "search", "--vary", "learning_rate=900,1000", "--directory", "s", *SMALL
+    )
     assert status == 1 and "no trial is complete" in err and "results.json" in err
     assert "the loss is" in Path("s/results.json").read_text()
 
 
-def test_interrupted_training_says_how_to_go_on_and_ends_so(capsys, monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_training_says_how_to_go_on_and_ends_so(
+    capsys, monkeypatch: pytest.MonkeyPatch
+):
     def at_once(trainer: nnlib.Trainer) -> contextlib.nullcontext[None]:
         return contextlib.nullcontext(trainer.stop("interrupted"))
 
@@ -243,7 +328,9 @@ def test_interrupted_training_says_how_to_go_on_and_ends_so(capsys, monkeypatch:
     assert status == 130 and "interrupted: --run-dir r goes on\n" in out
 
 
-def test_a_search_interrupted_before_its_first_result_says_so(capsys, monkeypatch: pytest.MonkeyPatch):
+def test_a_search_interrupted_before_its_first_result_says_so(
+    capsys, monkeypatch: pytest.MonkeyPatch
+):
     pruned = nnlib.results.Trial(0, {"l2": 0}, status="pruned")
     empty = nnlib.SearchResults(Hyperparameters(), {}, "halving", [pruned], interrupted=True)
     monkeypatch.setattr(nnlib, "search", lambda *arguments, **options: empty)
@@ -254,9 +341,16 @@ def test_a_search_interrupted_before_its_first_result_says_so(capsys, monkeypatc
 def test_a_place_that_cannot_be_written_is_named(capsys):
     assert train(capsys)[0] == 0
     Path("file").touch()
-    for arguments in (["visualize", "r", "--output", "file"], ["visualize", "r", "--output", "file/x"]):
+    for arguments in (
+        ["visualize", "r", "--output", "file"],
+        ["visualize", "r", "--output", "file/x"],
+    ):
         status, out, err = given(capsys, *arguments)
-        assert (status, out) == (1, "") and err.startswith("nnlib: file") and err.endswith("; name another place.\n")
+        assert (
+            (status, out) == (1, "")
+            and err.startswith("nnlib: file")
+            and err.endswith("; name another place.\n")
+        )
 
 
 @pytest.mark.parametrize("command", [["train"], ["search"], ["data", "info"], ["report"]])
@@ -273,7 +367,10 @@ def test_every_help_tells_of_what_goes_with_every_command(capsys, command):
         ("hidden_sizes=[64],[128,64]", ("hidden_sizes", [[64], [128, 64]])),
         ("activation=relu, tanh", ("activation", ["relu", "tanh"])),
         ("flip=true,false", ("flip", [True, False])),
-        ("activation=leaky_relu(0.2),[relu,tanh]", ("activation", ["leaky_relu(0.2)", ["relu", "tanh"]])),
+        (
+            "activation=leaky_relu(0.2),[relu,tanh]",
+            ("activation", ["leaky_relu(0.2)", ["relu", "tanh"]]),
+        ),
         ('schedule="cosine",constant', ("schedule", ["cosine", "constant"])),
         ("l2=1e-5,truest", ("l2", [1e-5, "truest"])),
     ],
@@ -287,7 +384,10 @@ def test_ranges_to_vary():
 
     assert cli._parse_vary("l2=1e-5..0.01") == ("l2", Range(1e-5, 0.01, log=True))
     assert cli._parse_vary("momentum=0..0.9") == ("momentum", Range(0, 0.9))
-    assert cli._parse_vary("batch_size=32..512") == ("batch_size", Range(32, 512, log=True, whole=True))
+    assert cli._parse_vary("batch_size=32..512") == (
+        "batch_size",
+        Range(32, 512, log=True, whole=True),
+    )
 
 
 def test_search_ranks_and_records(capsys):
@@ -301,7 +401,9 @@ def test_search_ranks_and_records(capsys):
     assert re.search(r"best:\n  learning_rate: [\d.]+\n  hidden_sizes: \(8,( 4)?\)\n", out)
 
 
-def test_data_commands(capsys, small_data: nnlib.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_data_commands(
+    capsys, small_data: nnlib.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setenv("NNLIB_DATA_DIR", str(tmp_path / "elsewhere"))
     assert given(capsys, "data", "path") == (0, f"{tmp_path / 'elsewhere'}\n", "")
     assert json.loads(given(capsys, "data", "path", "--json")[1]) == str(tmp_path / "elsewhere")
@@ -337,12 +439,16 @@ def test_report_passes_its_options_on(capsys, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "nnlib", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "nnlib", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == nnlib.__version__
 
 
 def test_help_goes_into_a_pipe_that_knows_no_greek():
     """As pipes on Windows are: the help has λ and ‖ in it."""
     command = [sys.executable, "-m", "nnlib", "train", "--help"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True)
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True
+    )
     assert done.returncode == 0 and b"--label-smoothing" in done.stdout

@@ -31,12 +31,23 @@ def test_the_way_of_a_batch_is_the_one_that_a_step_takes(root: Path):
     """Trace one real step: every function in the table of steps is called, in the order in which it stands there."""
     text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
     steps = text.split("**Every step.**")[1].split("**After every epoch**")[0]
-    rows = [re.search(r"`nnlib\.([\w.]+)`", row) for row in re.findall(r"^\| \d+ \|.*$", steps, re.M)]
+    rows = [
+        re.search(r"`nnlib\.([\w.]+)`", row) for row in re.findall(r"^\| \d+ \|.*$", steps, re.M)
+    ]
     stated = [row[1].rpartition(".")[2] for row in rows if row]
     assert len(stated) == 10
     data = nnlib.load_dataset("standin", n_train=200, n_valid=20, n_test=20)
-    options = {"preprocessing": "whiten", "components": 8, "flip": True, "dropout": 0.1, "momentum": 0.9, "l2": 1e-3}
-    trainer = nnlib.Trainer(nnlib.Hyperparameters(hidden_sizes=(8, 8), **options), data, progress=False)
+    options = {
+        "preprocessing": "whiten",
+        "components": 8,
+        "flip": True,
+        "dropout": 0.1,
+        "momentum": 0.9,
+        "l2": 1e-3,
+    }
+    trainer = nnlib.Trainer(
+        nnlib.Hyperparameters(hidden_sizes=(8, 8), **options), data, progress=False
+    )
     called: list[str] = []
 
     def watch(frame, event, _):
@@ -50,13 +61,18 @@ def test_the_way_of_a_batch_is_the_one_that_a_step_takes(root: Path):
         sys.setprofile(None)
     stated[stated.index("make_schedule")] = "schedule"  # the function that it returned
     assert [name for name in dict.fromkeys(called) if name in stated] == stated
-    assert {"product", "add_scaled", "value"} <= set(called)  # the rows without a number, parts of those with one
+    assert {"product", "add_scaled", "value"} <= set(
+        called
+    )  # the rows without a number, parts of those with one
 
 
 def test_version_is_the_same_everywhere(root: Path):
     citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == nnlib.__version__ == project(root)["version"]
-    assert citation["license"] == project(root)["license"] and citation["references"][0]["year"] == 2009
+    assert (
+        citation["license"] == project(root)["license"]
+        and citation["references"][0]["year"] == 2009
+    )
     assert f"## {nnlib.__version__}" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -64,18 +80,38 @@ def test_lock_is_exact_and_fits_the_bounds(root: Path):
     """Every line is one version of one package, perhaps on some systems only; each dependency has one within bounds."""
     lines = (root / "requirements-lock.txt").read_text(encoding="utf-8").splitlines()
     locked = [Requirement(line) for line in lines]
-    assert all(re.fullmatch(r"==[\w.+]+", str(entry.specifier)) and not entry.url for entry in locked)
+    assert all(
+        re.fullmatch(r"==[\w.+]+", str(entry.specifier)) and not entry.url for entry in locked
+    )
     versions: dict[str, list[str]] = {}
     for entry in locked:
         versions.setdefault(entry.name, []).append(str(entry.specifier)[2:])
-    for entry in map(Requirement, project(root)["dependencies"] + project(root)["optional-dependencies"]["test"]):
-        assert versions[entry.name] and all(entry.specifier.contains(v) for v in versions[entry.name]), entry
+    for entry in map(
+        Requirement, project(root)["dependencies"] + project(root)["optional-dependencies"]["test"]
+    ):
+        assert versions[entry.name] and all(
+            entry.specifier.contains(v) for v in versions[entry.name]
+        ), entry
 
 
 def test_docs_are_made_without_a_warning(root: Path, tmp_path: Path):
     pytest.importorskip("pdoc", reason="pdoc is not installed")
-    modules = [f"nnlib.{path.stem}" for path in (root / "nnlib").glob("*.py") if path.stem[:2] != "__"]
-    command = [sys.executable, "-W", "error", "-m", "pdoc", "--docformat", "google", "-o", tmp_path, "nnlib", *modules]
+    modules = [
+        f"nnlib.{path.stem}" for path in (root / "nnlib").glob("*.py") if path.stem[:2] != "__"
+    ]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "pdoc",
+        "--docformat",
+        "google",
+        "-o",
+        tmp_path,
+        "nnlib",
+        *modules,
+    ]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "Return the logits" in (tmp_path / "nnlib.html").read_text(encoding="utf-8")
@@ -89,7 +125,9 @@ def test_speed_beside_peers_is_the_table_above(root: Path):
         for name in ("nnlib", "PyTorch eager", "scikit-learn")
     }
     row = re.search(r"^\| images a second.*$", readme, re.M)
-    assert row and [cell.strip() for cell in row[0].split("|")[2:-1]] == [found[1] for found in speed.values() if found]
+    assert row and [cell.strip() for cell in row[0].split("|")[2:-1]] == [
+        found[1] for found in speed.values() if found
+    ]
 
 
 def test_wheel_carries_what_is_needed(root: Path, tmp_path: Path):
@@ -109,6 +147,10 @@ def test_wheel_carries_what_is_needed(root: Path, tmp_path: Path):
         "nnlib/__init__.pyi",
         "nnlib/report/templates/nnlib/style.css",
     } <= names
-    template = {name.rpartition("/")[2] for name in names if "share/jupyter/nbconvert/templates/nnlib/" in name}
+    template = {
+        name.rpartition("/")[2]
+        for name in names
+        if "share/jupyter/nbconvert/templates/nnlib/" in name
+    }
     assert template == {path.name for path in (root / "nnlib/report/templates/nnlib").iterdir()}
     assert not [name for name in names if name.startswith(("tests", "notebooks", "data/"))]

@@ -36,13 +36,20 @@ def test_python_blocks_run(readme, tmp_path, monkeypatch):
 
 def test_make_commands_exist(readme, root):
     targets = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M))
-    code = "\n".join([*_blocks(readme, ""), *re.findall(r"`([^`\n]+)`", readme)])  # prose makes other things
+    code = "\n".join(
+        [*_blocks(readme, ""), *re.findall(r"`([^`\n]+)`", readme)]
+    )  # prose makes other things
     named = set(re.findall(r"\bmake ([\w-]+)", code))
     assert {"report", "test", "lab", "help"} <= named <= targets
 
 
 def test_terminal_commands_run(readme, tmp_path):
-    lines = [line for block in _blocks(readme, "") for line in block.splitlines() if line.startswith("nnlib ")]
+    lines = [
+        line
+        for block in _blocks(readme, "")
+        for line in block.splitlines()
+        if line.startswith("nnlib ")
+    ]
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line)[1:]
@@ -53,7 +60,9 @@ def test_terminal_commands_run(readme, tmp_path):
             words += [] if "--epochs" in words else ["--epochs", "1", "--components", "8"]
         if words[0] in ("test", "data"):
             words += ["--data", "standin"]
-        done = subprocess.run([sys.executable, "-m", "nnlib", *words], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "nnlib", *words], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
@@ -63,7 +72,9 @@ def test_links_lead_to_files(readme, root):
             assert (root / target).exists(), target
 
 
-RUNS = sorted(path.parent.name for path in (Path(__file__).parents[1] / "data/runs").glob("*/results.json"))
+RUNS = sorted(
+    path.parent.name for path in (Path(__file__).parents[1] / "data/runs").glob("*/results.json")
+)
 RECIPES = [name for name in RUNS if "_seed" not in name]
 MODELS = sorted(path.stem for path in (Path(__file__).parents[1] / "data/models").glob("*.npz"))
 
@@ -85,14 +96,20 @@ def _results(root: Path, name: str) -> dict:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_results_are_those_of_the_shipped_logs(readme, root, name):
-    cells = next(line for line in readme.splitlines() if line.startswith(f"| `{name}`")).strip(" |").split(" | ")
+    cells = (
+        next(line for line in readme.splitlines() if line.startswith(f"| `{name}`"))
+        .strip(" |")
+        .split(" | ")
+    )
     histories = [log.read_history() for log in _logs(root, name)]
     assert cells[2] == " + ".join(str(len(history)) for history in histories)
     seconds = sum(record["seconds"] for history in histories for record in history)
     assert cells[3] == (f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s")
     found = _results(root, name)
     alone = json.loads((root / "data/benchmarks/recipes.json").read_text(encoding="utf-8"))["rows"]
-    assert cells[4] == next(f"{row['seconds_per_epoch']:.1f} s" for row in alone if row["recipe"] == name)
+    assert cells[4] == next(
+        f"{row['seconds_per_epoch']:.1f} s" for row in alone if row["recipe"] == name
+    )
     assert cells[5] == f"{max(record['valid_accuracy'] for record in histories[-1]):.4f}"
     assert cells[6] == f"{found['test'][0]:.4f}"
     assert cells[7] == f"{found['first 1,000 test images, official pixels'][0]:.3f}"
@@ -103,7 +120,9 @@ def test_spread_is_that_of_three_seeds(readme, root, name):
     names = [name, f"{name}_seed1", f"{name}_seed2"]
     assert [_hyperparameters(root, n).seed for n in names] == [0, 1, 2]
     of_test = [_results(root, n)["test"][0] for n in names]
-    assert f"`{name}` {np.mean(of_test):.4f} ± {np.std(of_test, ddof=1):.4f}" in " ".join(readme.split())
+    assert f"`{name}` {np.mean(of_test):.4f} ± {np.std(of_test, ddof=1):.4f}" in " ".join(
+        readme.split()
+    )
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -113,7 +132,9 @@ def test_shipped_runs_are_those_of_the_recipes(root, name):
 
 def test_five_recipes_differ_from_classic_in_one_thing():
     classic = nnlib.RECIPES["classic"].to_dict()
-    differences = [sum(classic[k] != v for k, v in nnlib.RECIPES[name].to_dict().items()) for name in RECIPES]
+    differences = [
+        sum(classic[k] != v for k, v in nnlib.RECIPES[name].to_dict().items()) for name in RECIPES
+    ]
     assert differences.count(1) >= 5
 
 
@@ -139,12 +160,17 @@ def test_ablation_is_that_of_the_shipped_results(readme, root):
     rows = json.loads((root / "data/benchmarks/ablation.json").read_text(encoding="utf-8"))["rows"]
     for above, row in pairwise(rows):
         gain = row["valid_accuracy"] - above["valid_accuracy"]
-        line = f"| + {row['change']} | {row['epochs']} | {row['valid_accuracy']:.4f} | {gain:+.4f} |"
+        line = (
+            f"| + {row['change']} | {row['epochs']} | {row['valid_accuracy']:.4f} | {gain:+.4f} |"
+        )
         assert line in readme
 
 
 def test_speed_is_that_of_the_shipped_benchmark(readme, root):
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in (root / "data/benchmarks").glob("*.json")}
+    results = {
+        path.stem: json.loads(path.read_text("utf-8"))
+        for path in (root / "data/benchmarks").glob("*.json")
+    }
     table = {row["name"]: row["median"] for row in results["speed"]["table"]}
     for name, ratio in results["speed"]["nnlib_over"].items():
         assert f"| {name} | {table[name]:,} | {ratio['median']:.2f} |" in readme

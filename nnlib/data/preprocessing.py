@@ -13,7 +13,9 @@ from nnlib.network.blas import Array, Workspace, add_gram, product
 from nnlib.training.hyperparameters import PREPROCESSING
 
 ARRAYS = ("scale", "offset", "matrix", "axes", "gains")
-ROWS = 16  # images that are scaled together: few enough to stay in the cache, enough for NumPy's loops
+ROWS = (
+    16  # images that are scaled together: few enough to stay in the cache, enough for NumPy's loops
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Preprocessing:
             part *= scale[: len(part)]
             part += offset[: len(part)]
         if self.axes is not None:
-            along = product(x, self.axes, out=workspace.array("along", (len(x), self.axes.shape[1])))
+            along = product(
+                x, self.axes, out=workspace.array("along", (len(x), self.axes.shape[1]))
+            )
             along *= self.gains
             return product(along, self.axes.T, out=x, factor=1.0)  # x + (x @ axes * gains) @ axes'
         if self.matrix is None:
@@ -103,7 +107,14 @@ def fit_preprocessing(
     Statistics come from at most 20,000 images, always the same ones of as many. What was fitted last is kept, for
     images of the same content: whitening takes seconds.
     """
-    key = (zlib.crc32(np.ascontiguousarray(images).data), images.shape, kind, components, floor, mirrored)
+    key = (
+        zlib.crc32(np.ascontiguousarray(images).data),
+        images.shape,
+        kind,
+        components,
+        floor,
+        mirrored,
+    )
     if key not in _last_fit:
         _last_fit.clear()
         _last_fit[key] = _fit(kind, images, components, floor, mirrored)
@@ -114,14 +125,18 @@ def _fit(kind: str, images: Array, components: int, floor: float, mirrored: bool
     n_pixels = math.prod(images.shape[1:])
     if one_of(PREPROCESSING, "preprocessing", kind) == "scale":
         return Preprocessing(np.full(n_pixels, 1 / 255, np.float32), np.zeros(n_pixels, np.float32))
-    rows = np.sort(np.random.default_rng(0).choice(len(images), min(len(images), 20_000), replace=False))
+    rows = np.sort(
+        np.random.default_rng(0).choice(len(images), min(len(images), 20_000), replace=False)
+    )
     # in pieces: all of the images at once, as wider numbers, would need many times their memory
     pieces = [rows[start : start + 2000] for start in range(0, len(rows), 2000)]
     flat = images.reshape(len(images), n_pixels)
     if kind == "standardise":
         mean, std = _channel_statistics(flat, pieces, images.shape[1] if images.ndim == 4 else 1)
         return Preprocessing((1 / std).astype(np.float32), (-mean / std).astype(np.float32))
-    mean, covariance = _covariance(flat, pieces, images.shape[1:] if mirrored and kind == "zca" else None)
+    mean, covariance = _covariance(
+        flat, pieces, images.shape[1:] if mirrored and kind == "zca" else None
+    )
     if kind == "zca" and 0 < components < n_pixels:
         return _thin_zca(mean, covariance, components, floor)
     return _whitening(mean, covariance, components, floor, turn_back=kind == "zca")
@@ -135,10 +150,14 @@ def _channel_statistics(flat: Array, pieces: list[Array], n_channels: int) -> tu
             count += np.bincount(channel.ravel(), minlength=256)
     means, squares = (counts @ (levels**power) / counts.sum(axis=1) for power in (1, 2))
     repeats = flat.shape[1] // n_channels
-    return np.repeat(means, repeats), np.repeat(np.sqrt(np.maximum(squares - means**2, 1e-6)), repeats)
+    return np.repeat(means, repeats), np.repeat(
+        np.sqrt(np.maximum(squares - means**2, 1e-6)), repeats
+    )
 
 
-def _covariance(flat: Array, pieces: list[Array], mirrored_shape: tuple[int, ...] | None) -> tuple[Array, Array]:
+def _covariance(
+    flat: Array, pieces: list[Array], mirrored_shape: tuple[int, ...] | None
+) -> tuple[Array, Array]:
     """Return mean (D,) and covariance (D, D) of pixels from 0 to 1; of the latter only the lower triangle is right.
 
     With ``mirrored_shape`` (C, H, W) they are those of the images and their mirror images together.
@@ -159,11 +178,15 @@ def _covariance(flat: Array, pieces: list[Array], mirrored_shape: tuple[int, ...
     return mean / 255, covariance
 
 
-def _whitening(mean: Array, covariance: Array, components: int, floor: float, turn_back: bool) -> Preprocessing:
+def _whitening(
+    mean: Array, covariance: Array, components: int, floor: float, turn_back: bool
+) -> Preprocessing:
     """Return the map onto the principal axes, each divided by its deviation; with ``turn_back`` back to the pixels."""
     mean_variance = np.trace(covariance) / len(covariance)
     variances, axes = _largest(covariance, components or len(covariance))
-    matrix = np.ascontiguousarray(axes / np.sqrt(variances + floor * mean_variance + 1e-8), np.float32)
+    matrix = np.ascontiguousarray(
+        axes / np.sqrt(variances + floor * mean_variance + 1e-8), np.float32
+    )
     if turn_back:
         matrix = np.ascontiguousarray(matrix @ axes.T, np.float32)
     return Preprocessing(np.full(len(mean), 1 / 255, np.float32), -mean, matrix)
@@ -177,7 +200,9 @@ def _thin_zca(mean: Array, covariance: Array, components: int, floor: float) -> 
     own = 1 / np.sqrt(variances + floor * total / n_pixels + 1e-8)
     common = 1 / np.sqrt(max(rest, 0) + floor * total / n_pixels + 1e-8)
     scale, offset = np.full(n_pixels, common / 255, np.float32), (-mean * common).astype(np.float32)
-    return Preprocessing(scale, offset, axes=np.ascontiguousarray(axes), gains=(own / common - 1).astype(np.float32))
+    return Preprocessing(
+        scale, offset, axes=np.ascontiguousarray(axes), gains=(own / common - 1).astype(np.float32)
+    )
 
 
 def _largest(covariance: Array, n: int) -> tuple[Array, Array]:
@@ -186,12 +211,19 @@ def _largest(covariance: Array, n: int) -> tuple[Array, Array]:
 
     n_pixels = len(covariance)
     chosen = [n_pixels - min(n, n_pixels), n_pixels - 1]
-    variances, axes = eigh(covariance, subset_by_index=chosen, overwrite_a=True)  # reads the lower triangle
+    variances, axes = eigh(
+        covariance, subset_by_index=chosen, overwrite_a=True
+    )  # reads the lower triangle
     return np.maximum(variances[::-1], 0), axes[:, ::-1].astype(np.float32)
 
 
 def augment(
-    images: Array, rng: np.random.Generator, *, flip: bool = False, shift: int = 0, workspace: Workspace | None = None
+    images: Array,
+    rng: np.random.Generator,
+    *,
+    flip: bool = False,
+    shift: int = 0,
+    workspace: Workspace | None = None,
 ) -> Array:
     """Return ``images`` (B, C, H, W), all moved by up to ``shift`` pixels each way and then half of them mirrored.
 
@@ -200,14 +232,18 @@ def augment(
     HyperparameterError for arrays of other dimensions.
     """
     if images.ndim != 4:
-        raise HyperparameterError(f"flip, shift: they need images (B, C, H, W), not {images.shape}; images[:, None]?")
+        raise HyperparameterError(
+            f"flip, shift: they need images (B, C, H, W), not {images.shape}; images[:, None]?"
+        )
     workspace = Workspace() if workspace is None else workspace
     n, _, height, width = images.shape
     mirrored = rng.random(n) < (0.5 if flip else 0)
     top, left = rng.integers(0, 2 * shift + 1, (2, n)).tolist()
     padded = _padded(images, shift, workspace)
     out = workspace.array("augmented", images.shape, images.dtype)
-    for i, mirror in enumerate(mirrored.tolist()):  # slices copy whole rows: faster than one gather of all pixels
+    for i, mirror in enumerate(
+        mirrored.tolist()
+    ):  # slices copy whole rows: faster than one gather of all pixels
         window = padded[i, :, top[i] : top[i] + height, left[i] : left[i] + width]
         out[i] = window[..., ::-1] if mirror else window
     return out
@@ -220,7 +256,12 @@ def _padded(images: Array, by: int, workspace: Workspace) -> Array:
     n, channels, height, width = images.shape
     padded = workspace.array("padded", (n, channels, height + 2 * by, width + 2 * by), images.dtype)
     padded[..., by:-by, by:-by] = images
-    for i in range(by):  # a column at a time: NumPy is slow where rows are as short as an edge is wide
+    for i in range(
+        by
+    ):  # a column at a time: NumPy is slow where rows are as short as an edge is wide
         padded[..., by:-by, i], padded[..., by:-by, -1 - i] = images[..., 0], images[..., -1]
-    padded[..., :by, :], padded[..., -by:, :] = padded[..., by : by + 1, :], padded[..., -by - 1 : -by, :]
+    padded[..., :by, :], padded[..., -by:, :] = (
+        padded[..., by : by + 1, :],
+        padded[..., -by - 1 : -by, :],
+    )
     return padded

@@ -15,10 +15,16 @@ Shape = Callable[[Array, Array, Array], Array]
 
 BLOCK = 1000  # pictures drawn at a time, a hundred of each class
 PIXEL = 130  # units of length in a pixel: twice 65, so that half pixels and the turns below are whole numbers
-EIGHTH = np.array([(65, 0), (63, 16), (60, 25), (56, 33), (52, 39)], np.int32)  # 65 (cos, sin), exactly
-TURNS = np.concatenate([EIGHTH, EIGHTH * (1, -1), EIGHTH[:, ::-1], EIGHTH[:, ::-1] * (1, -1)], dtype=np.int32)
+EIGHTH = np.array(
+    [(65, 0), (63, 16), (60, 25), (56, 33), (52, 39)], np.int32
+)  # 65 (cos, sin), exactly
+TURNS = np.concatenate(
+    [EIGHTH, EIGHTH * (1, -1), EIGHTH[:, ::-1], EIGHTH[:, ::-1] * (1, -1)], dtype=np.int32
+)
 # from 5 numbers to 32, linearly
-UPSCALE = np.maximum(8 - abs(np.arange(32, dtype=np.int32)[:, None] - 8 * np.arange(5, dtype=np.int32)), 0)
+UPSCALE = np.maximum(
+    8 - abs(np.arange(32, dtype=np.int32)[:, None] - 8 * np.arange(5, dtype=np.int32)), 0
+)
 
 
 def random_words(n: int, *seed: int) -> Array:
@@ -52,7 +58,9 @@ def _wave(v: Array, r: Array) -> Array:
 
 def _checks(u: Array, v: Array, r: Array) -> Array:
     across, down = _wave(u, r), _wave(v, r)
-    return np.minimum(_square(u, v, r), -np.maximum(np.minimum(across, -down), np.minimum(-across, down)))
+    return np.minimum(
+        _square(u, v, r), -np.maximum(np.minimum(across, -down), np.minimum(-across, down))
+    )
 
 
 SHAPES: dict[str, tuple[tuple[int, int, int], Shape]] = {  # name: (usual colour, shape)
@@ -60,7 +68,10 @@ SHAPES: dict[str, tuple[tuple[int, int, int], Shape]] = {  # name: (usual colour
     "ring": ((205, 139, 45), _ring(_disc)),
     "square": ((65, 93, 195), _square),
     "frame": ((55, 157, 185), _ring(_square)),
-    "triangle": ((65, 157, 73), lambda u, v, r: np.minimum(v + r // 2, (r - v) // 2 - abs(u) * 7 // 8)),
+    "triangle": (
+        (65, 157, 73),
+        lambda u, v, r: np.minimum(v + r // 2, (r - v) // 2 - abs(u) * 7 // 8),
+    ),
     "cross": ((185, 185, 73), lambda u, v, r: np.maximum(_bar(u, v, r), _bar(v, u, r))),
     "bar": ((149, 73, 177), _bar),
     "stripes": ((111, 111, 111), lambda u, v, r: np.minimum(_square(u, v, r), _wave(v, r))),
@@ -86,8 +97,12 @@ def _draw_block(*seed: int) -> tuple[Array, Array]:
     """BLOCK pictures: a shape of random colour, size, place and turn, more or less clear before clouds and in noise."""
     lots = iter(random_words(BLOCK * 16, *seed, 0).reshape(16, BLOCK))
 
-    def pick(low: int, high: int, channels: int = 1) -> Array:  # (BLOCK, channels, 1, 1) int32 from low to high
-        numbers = [low + (next(lots) % np.uint64(high - low + 1)).astype(np.int32) for _ in range(channels)]
+    def pick(
+        low: int, high: int, channels: int = 1
+    ) -> Array:  # (BLOCK, channels, 1, 1) int32 from low to high
+        numbers = [
+            low + (next(lots) % np.uint64(high - low + 1)).astype(np.int32) for _ in range(channels)
+        ]
         return np.stack(numbers, axis=1)[:, :, None, None]
 
     labels = np.argsort(next(lots), kind="stable") % len(SHAPES)

@@ -54,12 +54,17 @@ def register_activation(name: str) -> Callable[[type[Activation]], type[Activati
     One's own may be registered again. Raises HyperparameterError for a name that is none, or that of nnlib's own.
     """
     if not isinstance(name, str) or name in ACTIVATIONS.keys() - own_activations():
-        remedy = 'write @nnlib.register_activation("cube"), with a name that nnlib does not use itself'
+        remedy = (
+            'write @nnlib.register_activation("cube"), with a name that nnlib does not use itself'
+        )
         raise HyperparameterError(f"activation: {name!r} cannot be registered; {remedy}.")
 
     def register(cls: type[Activation]) -> type[Activation]:
         both = [getattr(cls, method, Activation.value) for method in ("value", "derivative")]
-        own = all(m not in (Activation.value, Activation.derivative) and "out" in signature(m).parameters for m in both)
+        own = all(
+            m not in (Activation.value, Activation.derivative) and "out" in signature(m).parameters
+            for m in both
+        )
         if not own or not issubclass(cls, Activation):
             needed = "a subclass of nnlib.Activation with value(self, z, out=None) and derivative(self, z, a, out=None)"
             raise HyperparameterError(f"activation: {cls!r} cannot be registered; {needed} can.")
@@ -86,7 +91,9 @@ def get_activation(name: str) -> Activation:
     try:
         return ACTIVATIONS[match[1]](*([float(match[2])] if match[2] else []))
     except (TypeError, ValueError) as error:
-        raise HyperparameterError(f"activation: {name!r} has a parameter that does not fit ({error}).") from None
+        raise HyperparameterError(
+            f"activation: {name!r} has a parameter that does not fit ({error})."
+        ) from None
 
 
 @register_activation("identity")
@@ -136,7 +143,9 @@ class LeakyReLU(ReLU):
 
 
 @register_activation("elu")
-class ELU(ReLU):  # its kink is one of the second derivative, which is enough to spoil a central difference
+class ELU(
+    ReLU
+):  # its kink is one of the second derivative, which is enough to spoil a central difference
     """f(z) = z for z > 0, else e^z - 1; f'(z) = 1 for z > 0, else e^z (Clevert et al. 2016)."""
 
     def value(self, z: Array, out: Array | None = None) -> Array:

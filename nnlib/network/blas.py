@@ -19,7 +19,9 @@ Arrays = dict[str, Array]
 
 @cache
 def _blas(name: str, dtype: np.dtype[Any]) -> Callable[..., Array]:
-    from scipy.linalg.blas import get_blas_funcs  # imported at the first product: `import nnlib` stays fast
+    from scipy.linalg.blas import (
+        get_blas_funcs,
+    )  # imported at the first product: `import nnlib` stays fast
 
     return get_blas_funcs(name, dtype=dtype)
 
@@ -35,7 +37,9 @@ def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -
     # BLAS thinks in columns: it is asked for out' = b' a', whose transposes are the arrays as they lie in memory.
     left, flip_left = (b.T, False) if b.flags.c_contiguous else (b, True)
     right, flip_right = (a.T, False) if a.flags.c_contiguous else (a, True)
-    _blas("gemm", out.dtype)(1.0, left, right, factor, out.T, trans_a=flip_left, trans_b=flip_right, overwrite_c=True)
+    _blas("gemm", out.dtype)(
+        1.0, left, right, factor, out.T, trans_a=flip_left, trans_b=flip_right, overwrite_c=True
+    )
     return out
 
 
@@ -76,7 +80,9 @@ class Workspace(dict[str, Array]):
 def _controller() -> Any:
     from threadpoolctl import ThreadpoolController
 
-    _blas("gemm", np.dtype(np.float32))  # the controller knows the libraries that are loaded when it is made
+    _blas(
+        "gemm", np.dtype(np.float32)
+    )  # the controller knows the libraries that are loaded when it is made
     return ThreadpoolController()
 
 
@@ -88,5 +94,7 @@ def blas_threads(most: int | None) -> Iterator[None]:
     stays so.
     """
     blas = _controller().select(user_api="blas")
-    with blas.limit(limits=most and min([most, *(library["num_threads"] for library in blas.info())])):
+    with blas.limit(
+        limits=most and min([most, *(library["num_threads"] for library in blas.info())])
+    ):
         yield

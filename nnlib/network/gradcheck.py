@@ -12,9 +12,21 @@ from nnlib.network.losses import l2_penalty, softmax_cross_entropy
 from nnlib.network.mlp import MLP, Array, Loss, Masks, checked_model
 
 EPSILON = float(np.finfo(np.float64).eps)
-HEAD = ("term", "parameter", "worst entry", "backprop", "numerical", "relative error", "checked", "kinks left out", "")
+HEAD = (
+    "term",
+    "parameter",
+    "worst entry",
+    "backprop",
+    "numerical",
+    "relative error",
+    "checked",
+    "kinks left out",
+    "",
+)
 Entry = tuple[int, ...]
-Point = tuple[Any, list[Array]]  # the loss, and how far every pre-activation is from each kink of its activation
+Point = tuple[
+    Any, list[Array]
+]  # the loss, and how far every pre-activation is from each kink of its activation
 
 
 class GradientError(NNLibError):
@@ -59,7 +71,10 @@ class GradientReport:
     @property
     def errors(self) -> dict[str, float]:
         """The worst relative error of each parameter."""
-        return {row.name: max(r.relative_error for r in self.rows if r.name == row.name) for row in self.rows}
+        return {
+            row.name: max(r.relative_error for r in self.rows if r.name == row.name)
+            for row in self.rows
+        }
 
     def raise_if_failed(self) -> "GradientReport":
         """Return this report, or raise GradientError with its table."""
@@ -68,8 +83,20 @@ class GradientReport:
         return self
 
     def _cells(self, row: ParameterCheck) -> tuple[str, ...]:
-        worst = str(list(row.index)), f"{row.analytic:+.6e}", f"{row.numerical:+.6e}", f"{row.relative_error:.1e}"
-        return row.term, row.name, *worst, str(row.checked), str(row.skipped), "ok" if self._agrees(row) else "WRONG"
+        worst = (
+            str(list(row.index)),
+            f"{row.analytic:+.6e}",
+            f"{row.numerical:+.6e}",
+            f"{row.relative_error:.1e}",
+        )
+        return (
+            row.term,
+            row.name,
+            *worst,
+            str(row.checked),
+            str(row.skipped),
+            "ok" if self._agrees(row) else "WRONG",
+        )
 
     def _verdict(self) -> str:
         return f"gradients {'agree' if self.ok else 'DISAGREE'} ({self.method}, tolerance {self.tolerance:.0e})"
@@ -77,13 +104,20 @@ class GradientReport:
     def __repr__(self) -> str:
         table = [HEAD, *map(self._cells, self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in table
+        ]
         return "\n".join([self._verdict(), *lines])
 
     def _repr_html_(self) -> str:
         rows = ["".join(f"<td>{cell}</td>" for cell in self._cells(row)) for row in self.rows]
         head = "".join(f"<th>{cell}</th>" for cell in HEAD)
-        return f"<p>{self._verdict()}</p><table>" + "".join(f"<tr>{row}</tr>" for row in (head, *rows)) + "</table>"
+        return (
+            f"<p>{self._verdict()}</p><table>"
+            + "".join(f"<tr>{row}</tr>" for row in (head, *rows))
+            + "</table>"
+        )
 
 
 def check_gradients(
@@ -128,7 +162,11 @@ def check_gradients(
         look = partial(_look, moved, x.astype(moved.dtype), labels, coefficient, part, masks)
         rng = np.random.default_rng(seed)
         for name, p in moved.parameters.items():
-            chosen = np.arange(p.size) if p.size <= samples else np.sort(rng.choice(p.size, samples, replace=False))
+            chosen = (
+                np.arange(p.size)
+                if p.size <= samples
+                else np.sort(rng.choice(p.size, samples, replace=False))
+            )
             entries = [tuple(int(i) for i in np.unravel_index(flat, p.shape)) for flat in chosen]
             numerical = {entry: derivative(partial(_at, look, p, entry), h) for entry in entries}
             rows.append(_worst(term, name, gradients[name], numerical, 4 * noise / tolerance))
@@ -146,7 +184,11 @@ def _look(model: MLP, x: Array, labels: Array, l2: float, loss: Loss, masks: Mas
     if loss is _no_loss:
         return penalty, []
     value = loss(model.forward(x, masks), labels)[0] + penalty
-    return value, [z - kink for f, z in zip(model.functions, model.pre_activations, strict=True) for kink in f.kinks]
+    return value, [
+        z - kink
+        for f, z in zip(model.functions, model.pre_activations, strict=True)
+        for kink in f.kinks
+    ]
 
 
 def _at(look: Callable[[], Point], parameter: Array, entry: Entry, step: complex) -> Point:
@@ -168,16 +210,25 @@ def _central(at: Callable[[complex], Point], h: float) -> float | None:
 def _complex_step(at: Callable[[complex], Point], h: float) -> float | None:
     """Return the derivative by a complex step, or None where a kink lies under the point."""
     value, far = at(1e-30j)
-    return None if any(((d.real == 0) & (d.imag != 0)).any() for d in far) else float(value.imag / 1e-30)
+    return (
+        None
+        if any(((d.real == 0) & (d.imag != 0)).any() for d in far)
+        else float(value.imag / 1e-30)
+    )
 
 
 METHODS = {"central": _central, "complex": _complex_step}
 
 
-def _worst(term: str, name: str, gradient: Array, numerical: dict[Entry, float | None], floor: float) -> ParameterCheck:
+def _worst(
+    term: str, name: str, gradient: Array, numerical: dict[Entry, float | None], floor: float
+) -> ParameterCheck:
     """Return the entry of one parameter at which backprop and the numerical derivative differ most."""
     pairs = [(entry, float(gradient[entry]), n) for entry, n in numerical.items() if n is not None]
     errors = [abs(a - n) / max(abs(a), abs(n), floor) for _, a, n in pairs]
-    found = [(error if error == error else np.inf, *pair) for error, pair in zip(errors, pairs, strict=True)]
+    found = [
+        (error if error == error else np.inf, *pair)
+        for error, pair in zip(errors, pairs, strict=True)
+    ]
     error, entry, a, n = max(found, default=(0.0, (), 0.0, 0.0))  # NaN is the worst
     return ParameterCheck(term, name, entry, a, n, error, len(found), len(numerical) - len(found))

@@ -15,10 +15,16 @@ _VARIANCE = {
     "xavier": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
     "lecun": lambda fan_in, fan_out: 1 / fan_in,
 }
-INITIALISATIONS = ("auto", "small_normal", *(n + law for n in _VARIANCE for law in ("", "_normal", "_uniform")))
+INITIALISATIONS = (
+    "auto",
+    "small_normal",
+    *(n + law for n in _VARIANCE for law in ("", "_normal", "_uniform")),
+)
 
 
-def initial_weights(name: str, fan_in: int, fan_out: int, rng: np.random.Generator, dtype: Any = np.float32) -> Array:
+def initial_weights(
+    name: str, fan_in: int, fan_out: int, rng: np.random.Generator, dtype: Any = np.float32
+) -> Array:
     """Draw a weight matrix (fan_in, fan_out).
 
     ``name`` is ``he``, ``xavier`` or ``lecun``, followed by ``_normal`` (the default) or ``_uniform``; or

@@ -20,7 +20,11 @@ def softmax(logits: Array) -> Array:
 
 
 def softmax_cross_entropy(
-    logits: Array, labels: Array, *, label_smoothing: float = 0.0, class_weights: Array | None = None
+    logits: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Array | None = None,
 ) -> tuple[Any, Array]:
     """Return the mean cross-entropy of ``logits`` (B, K) against integer ``labels`` (B,), and its gradient (B, K).
 
@@ -35,7 +39,9 @@ def softmax_cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise HyperparameterError(f"label_smoothing: {label_smoothing} is not between 0 and 1.")
     if (bad := labels[(labels < 0) | (labels >= n_classes)]).size:
-        raise HyperparameterError(f"labels: {bad[0]} is not one of the classes 0 ... {n_classes - 1}.")
+        raise HyperparameterError(
+            f"labels: {bad[0]} is not one of the classes 0 ... {n_classes - 1}."
+        )
     log_p = log_softmax(logits)
     rows = np.arange(len(labels))
     weights = np.asarray(1 / len(labels), logits.real.dtype)
@@ -64,10 +70,14 @@ def checked_loss(loss: Any, n_classes: int) -> Any:
     except Exception as error:
         found = repr(error)
     if found != f"() and {2, n_classes}":
-        raise HyperparameterError(f"loss: it gives {found}, but a number and its derivative {2, n_classes} are needed.")
+        raise HyperparameterError(
+            f"loss: it gives {found}, but a number and its derivative {2, n_classes} are needed."
+        )
     return loss
 
 
 def l2_penalty(parameters: dict[str, Array], l2: float) -> Any:
     """Return l2/2 times the sum of the squares of all weights W1, W2, ...; biases are left out."""
-    return 0.5 * l2 * sum((sum_of_squares(W) for name, W in parameters.items() if name[0] == "W"), 0.0)
+    return (
+        0.5 * l2 * sum((sum_of_squares(W) for name, W in parameters.items() if name[0] == "W"), 0.0)
+    )

@@ -46,14 +46,20 @@ class MLP:
         classes: Sequence[str] | None = None,
     ) -> None:
         sizes = tuple(layer_sizes)
-        if len(sizes) < 2 or not all(hasattr(s, "__index__") and not isinstance(s, bool) and s > 0 for s in sizes):
+        if len(sizes) < 2 or not all(
+            hasattr(s, "__index__") and not isinstance(s, bool) and s > 0 for s in sizes
+        ):
             allowed = "whole numbers above 0 for inputs, hidden layers and classes"
             raise HyperparameterError(f"layer_sizes: {layer_sizes!r} is not allowed; {allowed}.")
         self.layer_sizes = tuple(map(int, sizes))
         hidden, n_classes = len(self.layer_sizes) - 2, self.layer_sizes[-1]
-        names = self.activation = (activation,) * hidden if isinstance(activation, str) else tuple(activation)
+        names = self.activation = (
+            (activation,) * hidden if isinstance(activation, str) else tuple(activation)
+        )
         if len(names) != hidden:
-            raise HyperparameterError(f"activation: {names} names {len(names)} layers, but {hidden} are hidden.")
+            raise HyperparameterError(
+                f"activation: {names} names {len(names)} layers, but {hidden} are hidden."
+            )
         self.functions: list[Activation] = [get_activation(name) for name in self.activation]
         self.initialisation, self.seed = initialisation, seed
         self.dtype = np.dtype(dtype)
@@ -62,8 +68,12 @@ class MLP:
         self.preprocessing = preprocessing
         self.classes = tuple(map(str, classes if classes is not None else range(n_classes)))
         if len(self.classes) != n_classes:
-            raise HyperparameterError(f"classes: {len(self.classes)} names for {n_classes} outputs.")
-        self.info: dict[str, Any] = {}  # where the weights come from: kept by checkpoints, used by nobody
+            raise HyperparameterError(
+                f"classes: {len(self.classes)} names for {n_classes} outputs."
+            )
+        self.info: dict[
+            str, Any
+        ] = {}  # where the weights come from: kept by checkpoints, used by nobody
         self.parameters: dict[str, Array] = self.initial_parameters()
         self._workspace = Workspace()
 
@@ -81,17 +91,23 @@ class MLP:
         Raises CheckpointError where that cannot be: after folding, or if the run began with other weights (``init=``).
         """
         if self.info.get("folded"):
-            raise CheckpointError("initial_parameters: folding changed the first layer; ask the network before it.")
+            raise CheckpointError(
+                "initial_parameters: folding changed the first layer; ask the network before it."
+            )
         rng = np.random.default_rng(self.seed)
         parameters, suited = {}, [*(f.initialisation for f in self.functions), "small_normal"]
-        for layer, (fan_in, fan_out) in enumerate(zip(self.layer_sizes, self.layer_sizes[1:], strict=False), 1):
+        for layer, (fan_in, fan_out) in enumerate(
+            zip(self.layer_sizes, self.layer_sizes[1:], strict=False), 1
+        ):
             name = suited[layer - 1] if self.initialisation == "auto" else self.initialisation
             parameters[f"W{layer}"] = initial_weights(name, fan_in, fan_out, rng, self.dtype)
             parameters[f"b{layer}"] = np.zeros(fan_out, self.dtype)
         if self.info.get("initial", {}).get("sha256", "") not in ("", fingerprint(parameters)):
             found = f"seed {self.seed} does not give the weights that the run began with"
             remedy = "ask the network that it was given. Or this NumPy draws other numbers"
-            raise CheckpointError(f"initial_parameters: {found}. It was given others (init=...): {remedy}.")
+            raise CheckpointError(
+                f"initial_parameters: {found}. It was given others (init=...): {remedy}."
+            )
         return parameters
 
     def forward(self, x: Array, masks: Masks = ()) -> Array:
@@ -106,18 +122,26 @@ class MLP:
         for layer in range(1, self.n_layers + 1):
             W, b = self.parameters[f"W{layer}"], self.parameters[f"b{layer}"]
             shape = len(x), W.shape[1]
-            z = product(self._inputs[-1], W, out=self._buffer(f"z{layer}", shape))  # (B, fan_in) @ (fan_in, fan_out)
+            z = product(
+                self._inputs[-1], W, out=self._buffer(f"z{layer}", shape)
+            )  # (B, fan_in) @ (fan_in, fan_out)
             # z has NaN or infinity wherever x has them, and is smaller; its squares may overflow for other reasons
             if layer == 1 and not np.isfinite(sum_of_squares(z)) and not np.isfinite(x).all():
-                raise HyperparameterError("x: it holds NaN or infinity; look for a division by zero before it.")
+                raise HyperparameterError(
+                    "x: it holds NaN or infinity; look for a division by zero before it."
+                )
             z += b
             self._z.append(z)
             if layer < self.n_layers:
-                self._a.append(self.functions[layer - 1].value(z, out=self._buffer(f"a{layer}", shape)))
+                self._a.append(
+                    self.functions[layer - 1].value(z, out=self._buffer(f"a{layer}", shape))
+                )
                 self._inputs.append(self._masked(self._a[-1], layer))
         return z.copy()
 
-    def backward(self, dlogits: Array, l2: float = 0.0, *, out: Arrays | None = None, factor: float = 0.0) -> Arrays:
+    def backward(
+        self, dlogits: Array, l2: float = 0.0, *, out: Arrays | None = None, factor: float = 0.0
+    ) -> Arrays:
         """Return the gradients of a loss whose derivative by the last forward pass's logits is ``dlogits`` (B, K).
 
         They are those of loss + l2/2 * sum of squared weights, with the keys and shapes of ``parameters``. With ``out``
@@ -130,7 +154,9 @@ class MLP:
         for layer in range(self.n_layers, 0, -1):
             dW, db = out[f"W{layer}"], out[f"b{layer}"]
             db[:] = (factor * db if factor else 0) + delta.sum(axis=0)
-            product(self._inputs[layer - 1].T, delta, out=dW, factor=factor)  # (fan_in, B) @ (B, fan_out)
+            product(
+                self._inputs[layer - 1].T, delta, out=dW, factor=factor
+            )  # (fan_in, B) @ (B, fan_out)
             if l2:
                 add_scaled(dW, self.parameters[f"W{layer}"], l2)
             if layer > 1:
@@ -153,7 +179,13 @@ class MLP:
         return delta
 
     def loss_and_gradients(
-        self, x: Array, labels: Array, l2: float = 0.0, *, loss: Loss = softmax_cross_entropy, masks: Masks = ()
+        self,
+        x: Array,
+        labels: Array,
+        l2: float = 0.0,
+        *,
+        loss: Loss = softmax_cross_entropy,
+        masks: Masks = (),
     ) -> tuple[Any, dict[str, Array]]:
         """Return the loss of inputs ``x`` (B, D) with integer ``labels`` (B,), and its gradient by every parameter.
 
@@ -161,12 +193,17 @@ class MLP:
         """
         labels = np.asarray(labels)
         if labels.shape != (len(x),) or labels.dtype.kind not in "iu":
-            found, needed = f"{labels.dtype} of shape {labels.shape}", f"whole numbers of shape ({len(x)},)"
+            found, needed = (
+                f"{labels.dtype} of shape {labels.shape}",
+                f"whole numbers of shape ({len(x)},)",
+            )
             raise HyperparameterError(f"labels: {found}, but {needed} are needed.")
         value, dlogits = loss(self.forward(x, masks), labels)
         return value + l2_penalty(self.parameters, l2), self.backward(dlogits, l2)
 
-    def gradient_of(self, loss: Callable[[Array], tuple[Any, Array]], x: Array) -> tuple[Any, dict[str, Array]]:
+    def gradient_of(
+        self, loss: Callable[[Array], tuple[Any, Array]], x: Array
+    ) -> tuple[Any, dict[str, Array]]:
         """Return value and gradients of any function of the logits, ``loss(logits) -> (value, dlogits)``.
 
         The gradient by the inputs, (B, D), stands under "x": it says how to change an image to change the value.
@@ -186,14 +223,19 @@ class MLP:
         """The z of each hidden layer in the last forward pass: live buffers that the next one overwrites."""
         return self._z[:-1]
 
-    def dropout_masks(self, n: int, rng: np.random.Generator, dropout: float = 0, input_dropout: float = 0) -> Masks:
+    def dropout_masks(
+        self, n: int, rng: np.random.Generator, dropout: float = 0, input_dropout: float = 0
+    ) -> Masks:
         """Draw masks for ``n`` images: 0 with the probability given, else 1/(1 - probability) (Srivastava et al. 2014).
 
         One mask for the inputs and one for each hidden layer; no masks at all where both probabilities are zero.
         """
         if not dropout and not input_dropout:
             return ()
-        masks = [self._buffer(f"mask{layer}", (n, width)) for layer, width in enumerate(self.layer_sizes[:-1])]
+        masks = [
+            self._buffer(f"mask{layer}", (n, width))
+            for layer, width in enumerate(self.layer_sizes[:-1])
+        ]
         for mask, rate in zip(masks, [input_dropout] + [dropout] * (len(masks) - 1), strict=True):
             rng.random(out=mask, dtype=self.dtype)
             np.greater_equal(mask, rate, out=mask, casting="unsafe")
@@ -206,11 +248,15 @@ class MLP:
         With a ``workspace`` they may lie in it, until the next call.
         """
         if images.dtype.kind != "f" and images.dtype != np.uint8:
-            raise HyperparameterError(f"images: {images.dtype} is not allowed; uint8 pixels, or floats as inputs.")
+            raise HyperparameterError(
+                f"images: {images.dtype} is not allowed; uint8 pixels, or floats as inputs."
+            )
         refuse_channels_last(images)
         if images.dtype != np.uint8:
             if self.preprocessing and images.ndim > 2:
-                raise HyperparameterError(f"images: {images.dtype} {images.shape}; this network takes uint8 pixels.")
+                raise HyperparameterError(
+                    f"images: {images.dtype} {images.shape}; this network takes uint8 pixels."
+                )
             return np.ascontiguousarray(images.reshape(len(images), -1), self.dtype)
         if self.preprocessing is None:
             return images.reshape(len(images), -1) * self.dtype.type(1 / 255)
@@ -219,8 +265,12 @@ class MLP:
     def predict_logits(self, images: Array, batch_size: int = 2500) -> Array:
         """Return the logits (N, K) of uint8 images (N, ...) or float inputs (N, D), a batch at a time."""
         starts = range(0, len(images), batch_size)
-        batches = [self.forward(self.inputs(images[s : s + batch_size], self._workspace)) for s in starts]
-        return np.concatenate(batches) if batches else np.empty((0, self.layer_sizes[-1]), self.dtype)
+        batches = [
+            self.forward(self.inputs(images[s : s + batch_size], self._workspace)) for s in starts
+        ]
+        return (
+            np.concatenate(batches) if batches else np.empty((0, self.layer_sizes[-1]), self.dtype)
+        )
 
     def predict_proba(self, images: Array) -> Array:
         """Return the probability of each class (N, K) for uint8 images (N, ...) or float inputs (N, D)."""
@@ -252,11 +302,17 @@ class MLP:
         twin.parameters |= {"W1": W1.astype(self.dtype), "b1": b1.astype(self.dtype)}
         twin.layer_sizes = (n_pixels, *self.layer_sizes[1:])
         twin.info = self.info | {"folded": True}
-        twin.preprocessing = Preprocessing(np.ones(n_pixels, np.float32), np.zeros(n_pixels, np.float32))
+        twin.preprocessing = Preprocessing(
+            np.ones(n_pixels, np.float32), np.zeros(n_pixels, np.float32)
+        )
         return twin
 
     def _masked(self, a: Array, layer: int) -> Array:
-        return np.multiply(a, self._masks[layer], out=self._buffer(f"m{layer}", a.shape)) if self._masks else a
+        return (
+            np.multiply(a, self._masks[layer], out=self._buffer(f"m{layer}", a.shape))
+            if self._masks
+            else a
+        )
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> Array:
         return self._workspace.array(name, shape, self.dtype)
@@ -268,13 +324,17 @@ class MLP:
             raise HyperparameterError(f"x: its shape is {x.shape}, {needed}.")
         if x.dtype != self.dtype and self.dtype.kind == "f":
             remedy = "use x.astype(model.dtype), or model.inputs(images) for uint8 images, or MLP(..., dtype=...)"
-            raise HyperparameterError(f"x: it is {x.dtype}, but the network is {self.dtype}; {remedy}.")
+            raise HyperparameterError(
+                f"x: it is {x.dtype}, but the network is {self.dtype}; {remedy}."
+            )
 
 
 def checked_model(model: Any) -> MLP:
     """Return ``model`` if it is one; otherwise raise HyperparameterError, which says where one is."""
     if not isinstance(model, MLP):
-        raise HyperparameterError(f"model: {type(model).__name__} is no MLP; run.model is one, and load_model(path).")
+        raise HyperparameterError(
+            f"model: {type(model).__name__} is no MLP; run.model is one, and load_model(path)."
+        )
     return model
 
 
@@ -288,19 +348,33 @@ def join(models: Sequence[MLP]) -> MLP:
     from scipy.linalg import block_diag  # imported here: `import nnlib` stays fast
 
     interfaces = [_interface(checked_model(m)) for m in models]
-    differ = [name for name in _interface(models[0]) if any(i[name] != interfaces[0][name] for i in interfaces)]
+    differ = [
+        name
+        for name in _interface(models[0])
+        if any(i[name] != interfaces[0][name] for i in interfaces)
+    ]
     first, n = models[0], len(models)
     if n < 2 or first.n_layers < 2 or differ:
-        needed = "two or more are needed, with hidden layers, that differ in weights and widths alone"
-        raise HyperparameterError(f"models: {needed}; these {n} also differ in: {', '.join(differ) or 'nothing'}.")
+        needed = (
+            "two or more are needed, with hidden layers, that differ in weights and widths alone"
+        )
+        raise HyperparameterError(
+            f"models: {needed}; these {n} also differ in: {', '.join(differ) or 'nothing'}."
+        )
     widths = (sum(sizes) for sizes in zip(*(m.layer_sizes[1:-1] for m in models), strict=True))
-    options: dict[str, Any] = {"preprocessing": first.preprocessing, "classes": first.classes, "dtype": first.dtype}
+    options: dict[str, Any] = {
+        "preprocessing": first.preprocessing,
+        "classes": first.classes,
+        "dtype": first.dtype,
+    }
     whole = MLP((first.layer_sizes[0], *widths, first.layer_sizes[-1]), first.activation, **options)
     for layer in range(1, first.n_layers + 1):
         W, b = ([m.parameters[f"{kind}{layer}"] for m in models] for kind in "Wb")
         last = layer == first.n_layers
         whole.parameters[f"b{layer}"] = sum(b) / first.dtype.type(n) if last else np.concatenate(b)
-        whole.parameters[f"W{layer}"] = np.vstack(W) / n if last else np.hstack(W) if layer == 1 else block_diag(*W)
+        whole.parameters[f"W{layer}"] = (
+            np.vstack(W) / n if last else np.hstack(W) if layer == 1 else block_diag(*W)
+        )
     whole.info = first.info | {"joined": [m.info for m in models], "initial": {"sha256": "joined"}}
     return whole
 
@@ -327,5 +401,8 @@ def useful_threads(model: MLP, batch_size: int) -> int:
     With less to do, a second one gains up to a third on a quiet machine, and beside busy programs costs most of the
     speed: they wait for each other. 07_performance measures both.
     """
-    arrays = [*model.parameters.values(), *(model.preprocessing.arrays.values() if model.preprocessing else ())]
+    arrays = [
+        *model.parameters.values(),
+        *(model.preprocessing.arrays.values() if model.preprocessing else ()),
+    ]
     return max(batch_size * sum(a.size for a in arrays if a.ndim == 2) // 32_000_000, 1)

@@ -38,7 +38,9 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Pat
         _sync_folder(path.parent)
     except OSError as error:
         remedy = "Make room, or name another place; what was saved before is whole, and the same call goes on from it."
-        raise CheckpointError(f"{path}: it cannot be written ({error.strerror or error}). {remedy}") from error
+        raise CheckpointError(
+            f"{path}: it cannot be written ({error.strerror or error}). {remedy}"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -59,7 +61,9 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_arrays(path: str | Path, arrays: Mapping[str, Array], meta: Mapping[str, Any], pack: bool = False) -> Path:
+def write_arrays(
+    path: str | Path, arrays: Mapping[str, Array], meta: Mapping[str, Any], pack: bool = False
+) -> Path:
     """Write ``arrays`` and ``meta`` (anything JSON can hold) to one file, atomically; ``pack`` compresses it."""
     text = np.array(json.dumps({"version": VERSION, **meta}))
     save = np.savez_compressed if pack else np.savez
@@ -72,23 +76,42 @@ def read_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in archive.infolist()}
+            arrays = {
+                m.filename.removesuffix(".npy"): _read_member(archive, m)
+                for m in archive.infolist()
+            }
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError:
         place = "nnlib train writes RUN_DIR/best.npz; shipped models are in a checkout's data/models only"
         raise CheckpointError(f"{path}: there is no such file; {place}.") from None
-    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, OSError, MemoryError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({error}); use another copy.") from None
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or a damaged one ({error}); use another copy."
+        ) from None
     found = meta.get("version") if isinstance(meta, dict) else None
     if found != VERSION:
-        raise CheckpointError(f"{path}: format version {found!r}, but this nnlib reads {VERSION}; update nnlib.")
+        raise CheckpointError(
+            f"{path}: format version {found!r}, but this nnlib reads {VERSION}; update nnlib."
+        )
     return arrays, meta
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
     """Return one array; ValueError or BadZipFile if it has another size than its header declares, or another CRC."""
-    if member.file_size > 50 * member.compress_size + 1_000_000:  # a small file must not fill the memory
-        raise ValueError(f"{member.filename} would unpack to {member.file_size} bytes, more than weights ever do")
+    if (
+        member.file_size > 50 * member.compress_size + 1_000_000
+    ):  # a small file must not fill the memory
+        raise ValueError(
+            f"{member.filename} would unpack to {member.file_size} bytes, more than weights ever do"
+        )
     with archive.open(member) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):  # which compares the CRC, too
@@ -98,17 +121,27 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
 
 def preprocessing_arrays(preprocessing: Preprocessing | None) -> dict[str, Array]:
     """Return the arrays of ``preprocessing`` under the names that files use."""
-    return {f"preprocessing.{name}": a for name, a in preprocessing.arrays.items()} if preprocessing else {}
+    return (
+        {f"preprocessing.{name}": a for name, a in preprocessing.arrays.items()}
+        if preprocessing
+        else {}
+    )
 
 
 def preprocessing_from(arrays: Mapping[str, Array]) -> Preprocessing | None:
     """Return the preprocessing that ``preprocessing_arrays`` turned into ``arrays``."""
     start = "preprocessing."
-    parts = {name.removeprefix(start): a.astype(np.float32) for name, a in arrays.items() if name.startswith(start)}
+    parts = {
+        name.removeprefix(start): a.astype(np.float32)
+        for name, a in arrays.items()
+        if name.startswith(start)
+    }
     return Preprocessing(**parts) if parts else None
 
 
-def save_model(model: MLP, path: str | Path, *, storage: str | None = None, fold: bool = False) -> Path:
+def save_model(
+    model: MLP, path: str | Path, *, storage: str | None = None, fold: bool = False
+) -> Path:
     """Write everything that a prediction needs to ``path``: parameters, activations, preprocessing, class names.
 
     ``fold`` multiplies the preprocessing into the first layer, which then takes raw pixels (``model.folded()``).
@@ -121,8 +154,14 @@ def save_model(model: MLP, path: str | Path, *, storage: str | None = None, fold
     storage = one_of(STORAGE, "storage", storage or model.dtype.name)
     arrays = {**model.parameters, **preprocessing_arrays(model.preprocessing)}
     names = ("layer_sizes", "activation", "initialisation", "seed", "classes", "info")
-    meta = {"kind": "model", "dtype": model.dtype.name, **{name: getattr(model, name) for name in names}}
-    return write_arrays(path, {name: a.astype(storage) for name, a in arrays.items()}, meta, storage == "float16")
+    meta = {
+        "kind": "model",
+        "dtype": model.dtype.name,
+        **{name: getattr(model, name) for name in names},
+    }
+    return write_arrays(
+        path, {name: a.astype(storage) for name, a in arrays.items()}, meta, storage == "float16"
+    )
 
 
 def load_model(path: str | Path) -> MLP:
@@ -134,11 +173,16 @@ def load_model(path: str | Path) -> MLP:
     path = Path(path) / "best.npz" if Path(path).is_dir() else path
     arrays, meta = read_arrays(path)
     try:
-        settings = {name: meta[name] for name in ("layer_sizes", "activation", "initialisation", "seed", "dtype")}
+        settings = {
+            name: meta[name]
+            for name in ("layer_sizes", "activation", "initialisation", "seed", "dtype")
+        }
         _refuse_other_sizes(settings["layer_sizes"], arrays)
         model = MLP(**settings, classes=meta["classes"], preprocessing=preprocessing_from(arrays))
     except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: no model that can be built here ({error}); a run's is best.npz.") from None
+        raise CheckpointError(
+            f"{path}: no model that can be built here ({error}); a run's is best.npz."
+        ) from None
     model.info = meta.get("info", {})
     copy_arrays(model.parameters, arrays, path)
     return model
@@ -146,13 +190,17 @@ def load_model(path: str | Path) -> MLP:
 
 def _refuse_other_sizes(sizes: Any, arrays: Mapping[str, Array]) -> None:
     """Raise ValueError where weights lie in ``arrays`` for other layers than ``sizes``, before memory is taken."""
-    weights = [arrays[f"W{layer}"] for layer in range(1, sum(name[0] == "W" for name in arrays) + 1)]
+    weights = [
+        arrays[f"W{layer}"] for layer in range(1, sum(name[0] == "W" for name in arrays) + 1)
+    ]
     found = [weights[0].shape[0], *(W.shape[1] for W in weights)]
     if list(sizes) != found:
         raise ValueError(f"layer_sizes are {list(sizes)}, but its weights are those of {found}")
 
 
-def copy_arrays(targets: Mapping[str, Array], arrays: Mapping[str, Array], path: str | Path, group: str = "") -> None:
+def copy_arrays(
+    targets: Mapping[str, Array], arrays: Mapping[str, Array], path: str | Path, group: str = ""
+) -> None:
     """Copy ``arrays``, named ``group`` and a target's name, into ``targets``.
 
     Raises CheckpointError if a name, shape or dtype does not fit.
@@ -161,5 +209,7 @@ def copy_arrays(targets: Mapping[str, Array], arrays: Mapping[str, Array], path:
         array = arrays.get(group + name)
         if array is None or array.shape != target.shape or array.dtype.name not in STORAGE:
             found = "nothing" if array is None else f"{array.dtype} {array.shape}"
-            raise CheckpointError(f"{path}: {group}{name} should be floats of the shape {target.shape}, found {found}.")
+            raise CheckpointError(
+                f"{path}: {group}{name} should be floats of the shape {target.shape}, found {found}."
+            )
         target[...] = array

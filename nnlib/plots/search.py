@@ -18,7 +18,9 @@ def search_heatmap(table: Any, x: str, y: str, value: str = "valid_accuracy") ->
 
     figure, (ax,) = subplots(height=4.5, title=f"Best {value} of each pair")
     as_text = {name: table[name].map(str) for name in (x, y) if table[name].dtype == object}
-    best = table.assign(**as_text).pivot_table(value, y, x, "min" if value.endswith("loss") else "max")
+    best = table.assign(**as_text).pivot_table(
+        value, y, x, "min" if value.endswith("loss") else "max"
+    )
     seaborn.heatmap(best, ax=ax, annot=True, fmt=".3f", cmap="viridis", cbar_kws={"label": value})
     return figure
 
@@ -28,7 +30,10 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
     figure, axes = subplots(1, len(names), share=True)
     for ax, name in zip(axes, names, strict=True):
         rows = table.sort_values(name)
-        column, few = rows[name], rows[name].map(str).nunique() < 8  # then each value has a place of its own
+        column, few = (
+            rows[name],
+            rows[name].map(str).nunique() < 8,
+        )  # then each value has a place of its own
         ax.plot(column.map(str) if few else column, rows[value], "o", alpha=0.7)
         if not few and 0 < 20 * column.min() <= column.max():
             ax.set_xscale("log")
@@ -41,10 +46,16 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
 
 def search_parallel(table: Any, names: Sequence[str], value: str = "valid_accuracy") -> Figure:
     """One line a trial through its values of the hyperparameters in ``names``, its colour and its end ``value``."""
-    figure, (ax,) = subplots(height=4.5, title="Each line is a trial", xlabel="hyperparameter, and what came of it")
-    rows = table.dropna(subset=value).sort_values(value, ascending=not value.endswith("loss"))  # the best on top
+    figure, (ax,) = subplots(
+        height=4.5, title="Each line is a trial", xlabel="hyperparameter, and what came of it"
+    )
+    rows = table.dropna(subset=value).sort_values(
+        value, ascending=not value.endswith("loss")
+    )  # the best on top
     columns = [*names, value]
-    for heights in zip(*(_draw_scale(ax, x, rows[name].tolist()) for x, name in enumerate(columns)), strict=True):
+    for heights in zip(
+        *(_draw_scale(ax, x, rows[name].tolist()) for x, name in enumerate(columns)), strict=True
+    ):
         ax.plot(heights, color=matplotlib.colormaps["viridis"](heights[-1]), alpha=0.8)
     ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=[])
     return figure
@@ -61,13 +72,22 @@ def _draw_scale(ax: Axes, x: int, values: list[Any]) -> Array:
     for value, height in dict(zip(values, heights, strict=True)).items():
         if few or height in (0, 1):
             text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            ax.text(x, height, text, va="center", fontsize=9, bbox={"color": "white", "alpha": 0.7, "pad": 1})
+            ax.text(
+                x,
+                height,
+                text,
+                va="center",
+                fontsize=9,
+                bbox={"color": "white", "alpha": 0.7, "pad": 1},
+            )
     return heights
 
 
 def search_importance(shares: Mapping[str, float]) -> Figure:
     """How much each hyperparameter matters: ``SearchResults.importance()``."""
-    figure, (ax,) = subplots(height=2.4, title="What decides whether a trial is among the best quarter", xlabel="share")
+    figure, (ax,) = subplots(
+        height=2.4, title="What decides whether a trial is among the best quarter", xlabel="share"
+    )
     ax.bar_label(ax.barh([*shares][::-1], [*shares.values()][::-1], color=BLUE), fmt=" %.2f")
     return figure
 

@@ -34,7 +34,12 @@ MEASURES = rf"{TEST}|best validation accuracy|(?:largest|worst) relative error|a
 RESULT = re.compile(rf"^(?:{MEASURES})\b.*$", re.M)
 
 # What latex2mathml does not know, in words that it knows; then what it takes for a letter, or lets grow with its row.
-SYNONYMS = {r"{aligned}": r"{split}", r"{gathered}": r"{split}", r"{gather}": r"{split}", r"{align}": r"{align*}"}
+SYNONYMS = {
+    r"{aligned}": r"{split}",
+    r"{gathered}": r"{split}",
+    r"{gather}": r"{split}",
+    r"{align}": r"{align*}",
+}
 SIGNS = {f"<mo>{bar}": f'<mo stretchy="false">{bar}' for bar in ("&#x02016;", "&#x0007C;", "|")}
 SIGNS["<mi>&#x0007E;</mi>"] = "<mo>&#x0223C;</mo>"
 # A function's name that neither has an index nor stands before a parenthesis is followed by a thin space.
@@ -67,7 +72,10 @@ def build(
     data = nnlib.load_dataset(dataset)
     (output / "figures").mkdir(parents=True, exist_ok=True)  # or an error, before the notebooks run
     # What was found once is asked for by name: no notebook tries the same download again.
-    parameters = {"dataset": "cifar10" if data.source.startswith("cifar10") else "standin", "quick": quick}
+    parameters = {
+        "dataset": "cifar10" if data.source.startswith("cifar10") else "standin",
+        "quick": quick,
+    }
     parameters |= {"recipe": one_of(RECIPES, "recipe", recipe)} if recipe else {}
     figures, pages = {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())}, list[Page]()
     for number, path in enumerate(paths, start=1):
@@ -78,32 +86,52 @@ def build(
             if not pages:
                 raise
             break
-        print(f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s", flush=True)
+        print(
+            f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s",
+            flush=True,
+        )
     facts = {"Author": author, "Recipe asked for": recipe} | _facts(pages, quick, data)
-    lacking = f"interrupted after {len(pages)} of {len(paths)} notebooks" if len(pages) < len(paths) else ""
+    lacking = (
+        f"interrupted after {len(pages)} of {len(paths)} notebooks"
+        if len(pages) < len(paths)
+        else ""
+    )
     target = _write(merge(pages, facts | {"Incomplete": lacking}, code), output, to)
     if lacking:
         raise KeyboardInterrupt(f"{target}: {lacking}")
     if failed := [f"{page.name}, {page.error}" for page in pages if page.error]:
-        raise ReportError(f"{target}: {len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}.")
+        raise ReportError(
+            f"{target}: {len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}."
+        )
     return target
 
 
 def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, Any]:
     settings = " at quick settings: the numbers are those of a short run" if quick else ""
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))
-    took = f"{sum(page.seconds for page in pages) / 60:.1f} minutes, {len(pages)} notebooks{settings}"
+    took = (
+        f"{sum(page.seconds for page in pages) / 60:.1f} minutes, {len(pages)} notebooks{settings}"
+    )
     facts = {"Date": f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}", "Run time": took}
     facts |= {"Data": f"{data.source}. {data.note}".strip(" ."), "Fingerprint": data.fingerprint}
     facts["Software"] = f"nnlib {nnlib.__version__}, Python {platform.python_version()}, {packages}"
-    return facts | {"Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"}
+    return facts | {
+        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    }
 
 
 def merge(pages: list[Page], facts: dict[str, Any], code: str = "fold") -> NotebookNode:
     """Return one notebook with the cells of all ``pages``, which knows what its title page says."""
-    merged = v4.new_notebook(cells=[cell for number, page in enumerate(pages) for cell in _numbered(page, number)])
-    listed = [vars(p) | {"notebook": None, "title": p.title, "results": RESULT.findall(p.printed())} for p in pages]
-    merged.metadata = from_dict({"facts": facts, "pages": listed, "code": code, "language_info": {"name": "python"}})
+    merged = v4.new_notebook(
+        cells=[cell for number, page in enumerate(pages) for cell in _numbered(page, number)]
+    )
+    listed = [
+        vars(p) | {"notebook": None, "title": p.title, "results": RESULT.findall(p.printed())}
+        for p in pages
+    ]
+    merged.metadata = from_dict(
+        {"facts": facts, "pages": listed, "code": code, "language_info": {"name": "python"}}
+    )
     return merged
 
 
@@ -113,20 +141,32 @@ def _write(merged: NotebookNode, output: Path, to: str) -> Path:
         return Path(FilesWriter(build_directory=str(output)).write(text, files, "report"))
     page = write_text(output / "index.html", export(merged)[0])
     if to == "pdf":
-        return write_atomically(output / "report.pdf", lambda file: file.write(pdf(page.resolve().as_uri())))
+        return write_atomically(
+            output / "report.pdf", lambda file: file.write(pdf(page.resolve().as_uri()))
+        )
     return page
 
 
 def export(merged: NotebookNode, exporter: Any = HTMLExporter) -> tuple[str, Any]:
     """Return the text of what ``merge`` made, and the files that go with it, as nbconvert's writers want them."""
-    folder, files = Path(__file__).parent / "templates", {"output_files_dir": "report_files", "unique_key": "report"}
-    return exporter(template_name="nnlib", extra_template_basedirs=[str(folder)]).from_notebook_node(merged, files)
+    folder, files = (
+        Path(__file__).parent / "templates",
+        {"output_files_dir": "report_files", "unique_key": "report"},
+    )
+    return exporter(
+        template_name="nnlib", extra_template_basedirs=[str(folder)]
+    ).from_notebook_node(merged, files)
 
 
 def pdf(address: str) -> bytes:
     """Return the page at ``address``, printed by Chromium. Raises ReportError, which says what to install."""
     remedy = "pip install playwright, and install Chromium or Chrome, or let `playwright install chromium` fetch one"
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "msedge"))), None)
+    found = next(
+        filter(
+            None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "msedge"))
+        ),
+        None,
+    )
     try:
         from playwright.sync_api import sync_playwright
 
@@ -138,7 +178,9 @@ def pdf(address: str) -> bytes:
         raise ReportError(f"to: pdf needs Playwright: {remedy}.") from None
     except Exception as error:  # Playwright's own, or a plain one where its driver cannot start
         said = str(error).strip().partition("\n")[0]
-        raise ReportError(f"to: pdf needs Chromium, which did not print ({said}): {remedy}.") from None
+        raise ReportError(
+            f"to: pdf needs Chromium, which did not print ({said}): {remedy}."
+        ) from None
 
 
 def _numbered(page: Page, number: int) -> list[NotebookNode]:
@@ -151,7 +193,9 @@ def _numbered(page: Page, number: int) -> list[NotebookNode]:
         for output in cell.get("outputs", []):
             if {"image/png", "image/svg+xml"} & set(output.get("data", {})):
                 figures += 1
-                alt = output.metadata.get("image/png", {}).get("alt") or cell.metadata.get("alt", "")
+                alt = output.metadata.get("image/png", {}).get("alt") or cell.metadata.get(
+                    "alt", ""
+                )
                 output.metadata.figure = {"number": f"{chapter}.{figures}", "caption": alt}
     return list(page.notebook.cells)
 
@@ -165,12 +209,16 @@ class Typesetting(preprocessors.Preprocessor):
             nb = merge([Page(resources["metadata"]["name"], nb, 0.0)], {})
         pages, contents = [page.name for page in nb.metadata.pages], list[list[Any]]()
         for cell in nb.cells:
-            renderer = Renderer(pages[cell.metadata.page], pages, contents, attachments=cell.get("attachments", {}))
+            renderer = Renderer(
+                pages[cell.metadata.page], pages, contents, attachments=cell.get("attachments", {})
+            )
             if cell.cell_type == "markdown":
                 cell.metadata.html = MarkdownWithMath(renderer=renderer).render(cell.source)
             for output in cell.get("outputs", []):
                 for kind in {"text/latex", "text/markdown"} & set(output.get("data", {})):
-                    output.metadata.html = MarkdownWithMath(renderer=renderer).render(output.data[kind])
+                    output.metadata.html = MarkdownWithMath(renderer=renderer).render(
+                        output.data[kind]
+                    )
         nb.metadata.contents = contents
         return nb, resources
 

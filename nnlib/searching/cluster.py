@@ -36,9 +36,13 @@ class DaskExecutor(Executor):
                 self.client = Client(client, timeout=10)  # type: ignore[no-untyped-call]
             except (OSError, ValueError) as error:
                 remedy = "Start one with `dask scheduler`, and name the address that it prints."
-                raise NNLibError(f"executor: no scheduler answers at {client!r} ({error}). {remedy}") from None
+                raise NNLibError(
+                    f"executor: no scheduler answers at {client!r} ({error}). {remedy}"
+                ) from None
         self.client.register_plugin(self.images)
-        self.executor = self.client.get_executor(pure=False)  # the same call twice is to be run twice
+        self.executor = self.client.get_executor(
+            pure=False
+        )  # the same call twice is to be run twice
 
     @property
     def _max_workers(self) -> int:
@@ -46,7 +50,9 @@ class DaskExecutor(Executor):
         return max(sum(self.client.nthreads().values()), 1)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}):  # a state is large
+        with dask.config.set(
+            {"distributed.admin.large-graph-warning-threshold": "1GB"}
+        ):  # a state is large
             return self.executor.submit(with_images, self.images.name, fn, *args[1:], **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -65,7 +65,9 @@ class SearchResults:
 
     def add(self, trial: Trial) -> None:
         """Put a trial in its place, instead of an earlier record of it."""
-        self.trials = sorted([t for t in self.trials if t.number != trial.number] + [trial], key=lambda t: t.number)
+        self.trials = sorted(
+            [t for t in self.trials if t.number != trial.number] + [trial], key=lambda t: t.number
+        )
 
     @property
     def best(self) -> Trial:
@@ -88,7 +90,9 @@ class SearchResults:
         """Return the trials of each setting with complete ones only, the settings by falling merit."""
         settings = [s for s in by_setting(self.trials) if all(t.status == "complete" for t in s)]
         if not settings:
-            reasons = "the reasons stand in results.trials[i].error, and in its directory's results.json"
+            reasons = (
+                "the reasons stand in results.trials[i].error, and in its directory's results.json"
+            )
             raise NNLibError(f"search: no trial is complete; {reasons}.")
         return sorted(settings, key=lambda s: -mean_merit(s, select_by))
 
@@ -112,7 +116,9 @@ class SearchResults:
     @property
     def hints(self) -> list[str]:
         """A sentence for each number whose best value lies on the border of what was searched."""
-        limits = {f.name: f.metadata["range"] for f in fields(Hyperparameters) if "range" in f.metadata}
+        limits = {
+            f.name: f.metadata["range"] for f in fields(Hyperparameters) if "range" in f.metadata
+        }
         found = []
         for name in [n for n in self.space if n in limits and n != "seed"]:
             values, at, (lowest, highest) = self.space[name], self.best.settings[name], limits[name]
@@ -130,9 +136,15 @@ class SearchResults:
         """
         import optuna
 
-        ended = [(t.settings, t.merit(self.base.select_by)) for t in self.trials if t.status in ("complete", "pruned")]
+        ended = [
+            (t.settings, t.merit(self.base.select_by))
+            for t in self.trials
+            if t.status in ("complete", "pruned")
+        ]
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-        study = make_study({n: v for n, v in self.space.items() if isinstance(v, Range) or len(v) > 1}, ended)
+        study = make_study(
+            {n: v for n, v in self.space.items() if isinstance(v, Range) or len(v) > 1}, ended
+        )
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
     def to_dataframe(self) -> "pd.DataFrame":
@@ -140,20 +152,35 @@ class SearchResults:
         import pandas as pd
 
         measured = ("status", "valid_accuracy", "valid_loss", "best_epoch", "epochs", "seconds")
-        rows = [{"trial": t.number, **t.settings} | {m: getattr(t, m) for m in measured} for t in self.trials]
+        rows = [
+            {"trial": t.number, **t.settings} | {m: getattr(t, m) for m in measured}
+            for t in self.trials
+        ]
         return pd.DataFrame(rows)
 
     def mean_over_seeds(self) -> "pd.DataFrame":
         """Return one row a setting: seeds, mean and standard deviation of accuracy and loss, seconds in all."""
         table = self.to_dataframe()
         names = list(dict(self.trials[0].setting)) if self.trials else []
-        figures = {f"{m}_{how}": (m, how) for m in ("valid_accuracy", "valid_loss") for how in ("mean", "std")}
-        rows = table.groupby(names, sort=False).agg(seeds=("trial", "size"), **figures, seconds=("seconds", "sum"))
-        return rows.reset_index().sort_values("valid_accuracy_mean", ascending=False, ignore_index=True)
+        figures = {
+            f"{m}_{how}": (m, how)
+            for m in ("valid_accuracy", "valid_loss")
+            for how in ("mean", "std")
+        }
+        rows = table.groupby(names, sort=False).agg(
+            seeds=("trial", "size"), **figures, seconds=("seconds", "sum")
+        )
+        return rows.reset_index().sort_values(
+            "valid_accuracy_mean", ascending=False, ignore_index=True
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return, as JSON would, all that two calls of the same search have in common."""
-        asked = {name: value for name, value in vars(self).items() if name not in ("trials", "interrupted")}
+        asked = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("trials", "interrupted")
+        }
         return json.loads(json.dumps(asked | {"base": self.base.to_dict()}, default=vars))
 
     def save(self, path: str | Path) -> Path:
@@ -165,18 +192,32 @@ class SearchResults:
         counts = Counter(t.status for t in self.trials)
         text = ", ".join(f"{n} {status}" for status, n in counts.items())
         seconds = sum(t.seconds for t in self.trials)
-        lines = [f"SearchResults ({self.method}): {len(self.trials)} trials ({text}), {seconds:.0f} s of training"]
+        lines = [
+            f"SearchResults ({self.method}): {len(self.trials)} trials ({text}), {seconds:.0f} s of training"
+        ]
         if counts["complete"]:
-            lines += [f"best by {by}: {describe(self.best_by(f'valid_{by}'))}" for by in ("accuracy", "loss")]
-            noise = f"the noise of {self.data['valid_images']:,} validation images, ±{self.noise:.4f}"
-            lines += [f"settings that tie with the best accuracy, within {noise}: {len(self.ties) - 1}"]
-            lines += [f"{hint}: the best value lies on the border of what was searched" for hint in self.hints]
+            lines += [
+                f"best by {by}: {describe(self.best_by(f'valid_{by}'))}"
+                for by in ("accuracy", "loss")
+            ]
+            noise = (
+                f"the noise of {self.data['valid_images']:,} validation images, ±{self.noise:.4f}"
+            )
+            lines += [
+                f"settings that tie with the best accuracy, within {noise}: {len(self.ties) - 1}"
+            ]
+            lines += [
+                f"{hint}: the best value lies on the border of what was searched"
+                for hint in self.hints
+            ]
         return "\n".join(lines)
 
 
 def describe(trial: Trial) -> str:
     """Return a trial as a line of text."""
-    settings = ", ".join(f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in trial.settings.items())
+    settings = ", ".join(
+        f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in trial.settings.items()
+    )
     return f"accuracy {trial.valid_accuracy:.4f}, loss {trial.valid_loss:.4f} (trial {trial.number}: {settings})"
 
 
@@ -198,13 +239,22 @@ def load_results(path: str | Path) -> SearchResults:
     path = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        settings = [{name: _tuple(value) for name, value in t["settings"].items()} for t in document["trials"]]
-        document["trials"] = [Trial(**t | {"settings": s}) for t, s in zip(document["trials"], settings, strict=True)]
+        settings = [
+            {name: _tuple(value) for name, value in t["settings"].items()}
+            for t in document["trials"]
+        ]
+        document["trials"] = [
+            Trial(**t | {"settings": s}) for t, s in zip(document["trials"], settings, strict=True)
+        ]
         for name, values in document["space"].items():
-            document["space"][name] = Range(**values) if isinstance(values, dict) else [*map(_tuple, values)]
+            document["space"][name] = (
+                Range(**values) if isinstance(values, dict) else [*map(_tuple, values)]
+            )
         return SearchResults(**document | {"base": Hyperparameters.from_dict(document["base"])})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: it does not hold the results of a search ({error}).") from None
+        raise CheckpointError(
+            f"{path}: it does not hold the results of a search ({error})."
+        ) from None
 
 
 def _tuple(value: Any) -> Any:

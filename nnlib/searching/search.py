@@ -7,7 +7,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    wait,
+)
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +23,14 @@ from typing import Any
 from nnlib.data.dataset import Dataset
 from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, one_of
 from nnlib.network.saving import write_atomically
-from nnlib.searching.results import SearchResults, Trial, by_setting, describe, load_results, mean_merit
+from nnlib.searching.results import (
+    SearchResults,
+    Trial,
+    by_setting,
+    describe,
+    load_results,
+    mean_merit,
+)
 from nnlib.searching.spaces import Range, Settings, checked, draw, grid
 from nnlib.training.callbacks import Callback, in_notebook
 from nnlib.training.hyperparameters import Hyperparameters
@@ -30,7 +44,9 @@ Outcome = tuple[Trial, State]
 Pool = Callable[[], Executor]
 
 
-Rung = tuple[int, int, int]  # how many settings are trained, to the end of which epoch, for how many epochs more
+Rung = tuple[
+    int, int, int
+]  # how many settings are trained, to the end of which epoch, for how many epochs more
 
 
 def search(
@@ -61,7 +77,11 @@ def search(
     empty or has a value that is not allowed, CheckpointError if ``directory`` holds another search.
     """
     base = base or Hyperparameters()
-    about = {"source": data.source, "fingerprint": data.fingerprint, "valid_images": len(data.valid)}
+    about = {
+        "source": data.source,
+        "fingerprint": data.fingerprint,
+        "valid_images": len(data.valid),
+    }
     results = SearchResults(base, about, method, space=checked(space, base), seed=seed, seeds=seeds)
     rungs = plan(results, n_trials, workers)
     with ExitStack() as stack:
@@ -72,7 +92,9 @@ def search(
         show = _Progress(rungs, seeds, progress)
         stack.callback(show.bar.close)
         try:
-            for trial, epochs in Ladder(results, data, rungs, pool, 0 if executor else workers, folder, keep).climb():
+            for trial, epochs in Ladder(
+                results, data, rungs, pool, 0 if executor else workers, folder, keep
+            ).climb():
                 show(results, trial, epochs)
             shutil.rmtree(folder / "trials", ignore_errors=True)
         except KeyboardInterrupt:
@@ -103,7 +125,9 @@ class Ladder:
         base, waiting = self.results.base, self._first_trials()
         for n, epochs, _ in self.rungs:
             ended = []
-            for trial in self._as_they_end(itertools.islice(waiting, n * self.results.seeds), epochs):
+            for trial in self._as_they_end(
+                itertools.islice(waiting, n * self.results.seeds), epochs
+            ):
                 if trial.status == "complete" and epochs < base.epochs:
                     trial.status = "pruned"  # until it is asked for again
                 ended.append(trial)
@@ -120,15 +144,25 @@ class Ladder:
         for index, settings in enumerate(self._settings()):
             for i in range(seeds):
                 own = settings | ({"seed": base.seed + i} if seeds > 1 else {})
-                yield Trial(index * seeds + i, own, seed=own.get("seed", base.seed), fingerprint=self.data.fingerprint)
+                yield Trial(
+                    index * seeds + i,
+                    own,
+                    seed=own.get("seed", base.seed),
+                    fingerprint=self.data.fingerprint,
+                )
 
     def _settings(self) -> Iterator[Settings]:
         """Yield settings to try: those of the grid, or known ones and then new draws that learn from all before."""
         asked = self.results
-        if asked.method == "grid" or (asked.method == "halving" and self.rungs[0][0] == _size(asked.space)):
+        if asked.method == "grid" or (
+            asked.method == "halving" and self.rungs[0][0] == _size(asked.space)
+        ):
             yield from grid(asked.space)
             return
-        told = {t.number // asked.seeds: {name: t.settings[name] for name in asked.space} for t in asked.trials}
+        told = {
+            t.number // asked.seeds: {name: t.settings[name] for name in asked.space}
+            for t in asked.trials
+        }
         for index in itertools.count():
             if index not in told:
                 known = [(settings, self._merit(i)) for i, settings in told.items()]
@@ -190,7 +224,9 @@ class Ladder:
         finally:
             for future in running:  # Ctrl-C, or an error here
                 future.cancel()
-            if running and self.workers > 1:  # processes of our own are ended: files are written atomically
+            if (
+                running and self.workers > 1
+            ):  # processes of our own are ended: files are written atomically
                 self.pool().shutdown(kill_workers=True)  # type: ignore[call-arg]
 
     def _submit(self, trial: Trial, epochs: int) -> Future[Outcome]:
@@ -201,7 +237,9 @@ class Ladder:
         arguments = (self.data, trial, base, epochs)
         if not self.workers:
             return self.pool().submit(run_trial, *arguments, None, _packed(home))
-        return self.pool().submit(run_trial, *arguments, home if self.keep else None, {}, os.getpid())
+        return self.pool().submit(
+            run_trial, *arguments, home if self.keep else None, {}, os.getpid()
+        )
 
     def _outcome(self, future: Future[Outcome], trial: Trial) -> Trial:
         """Return the trial's record and keep its state; a crash becomes a record too, so that it stops no other."""
@@ -210,17 +248,27 @@ class Ladder:
         except CancelledError:
             remedy = "Start workers and repeat the call: with a directory, it goes on where it was."
             raise NNLibError(f"executor: it has given up trial {trial.number}. {remedy}") from None
-        except CheckpointError:  # the disk is full or the folder forbidden, which is not the trial's fault
+        except (
+            CheckpointError
+        ):  # the disk is full or the folder forbidden, which is not the trial's fault
             raise
         except Exception as error:
             return replace(trial, status="failed", error=f"{type(error).__name__}: {error}")
         for name, content in state.items():
-            write_atomically(self._home(trial) / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+            write_atomically(
+                self._home(trial) / name, lambda file, content=content: file.write(content)
+            )  # type: ignore[misc]
         return ended
 
 
 def run_trial(
-    data: Dataset, trial: Trial, base: Hyperparameters, epochs: int, home: Path | None, state: State, parent: int = 0
+    data: Dataset,
+    trial: Trial,
+    base: Hyperparameters,
+    epochs: int,
+    home: Path | None,
+    state: State,
+    parent: int = 0,
 ) -> Outcome:
     """Train one trial to the end of epoch ``epochs``; return its record, and its state if that is to travel.
 
@@ -229,7 +277,9 @@ def run_trial(
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder, travels = home or Path(scratch), home is None and epochs < base.epochs
-        with RunDirectory(folder).locked(wait=60):  # a worker whose parent was killed may need a moment to notice it
+        with RunDirectory(folder).locked(
+            wait=60
+        ):  # a worker whose parent was killed may need a moment to notice it
             for name, content in state.items():
                 (folder / name).write_bytes(content)
         hp, run_dir = base.replace(**trial.settings), folder if home or state or travels else None
@@ -272,7 +322,10 @@ def _summarised(trial: Trial, select_by: str) -> Trial:
 def _replayed(known: Trial, epochs: int, base: Hyperparameters) -> Trial | None:
     """Return what a recorded trial was after ``epochs``, or None if it has to be trained so far yet."""
     if len(known.history) >= epochs:
-        return _summarised(replace(known, history=known.history[:epochs], status="complete", error=""), base.select_by)
+        return _summarised(
+            replace(known, history=known.history[:epochs], status="complete", error=""),
+            base.select_by,
+        )
     return known if known.status != "pruned" else None
 
 
@@ -294,7 +347,10 @@ def _processes(workers: int) -> Executor:
     """Return loky's processes, new ones if one has died, with BLAS threads divided among them."""
     from loky import get_reusable_executor
 
-    env = {f"{blas}_NUM_THREADS": str(max((os.cpu_count() or 1) // workers, 1)) for blas in ("OPENBLAS", "OMP", "MKL")}
+    env = {
+        f"{blas}_NUM_THREADS": str(max((os.cpu_count() or 1) // workers, 1))
+        for blas in ("OPENBLAS", "OMP", "MKL")
+    }
     return get_reusable_executor(max_workers=workers, env=env)
 
 
@@ -308,7 +364,9 @@ def _pool(executor: Any, workers: int, data: Dataset, stack: ExitStack) -> Pool:
             from nnlib.searching.cluster import DaskExecutor
         except ImportError as error:
             remedy = 'pip install "dask[distributed]"'
-            raise NNLibError(f"executor: a Dask cluster needs a package that is missing ({error}): {remedy}") from None
+            raise NNLibError(
+                f"executor: a Dask cluster needs a package that is missing ({error}): {remedy}"
+            ) from None
         executor = stack.enter_context(DaskExecutor(client, data))
     elif not isinstance(executor, Executor):
         allowed = "an address (tcp://host:8786), a dask.distributed.Client or an executor of concurrent.futures"
@@ -323,11 +381,19 @@ def plan(asked: SearchResults, n_trials: int | None, workers: int) -> list[Rung]
         if count is not None and (not isinstance(count, int) or count < 1):
             raise HyperparameterError(f"{name}: {count!r} is not allowed; a whole number from 1.")
     if asked.seeds > 1 and "seed" in space:
-        raise HyperparameterError(f"seeds: {asked.seeds} is not allowed with seed in the space; give one of them.")
+        raise HyperparameterError(
+            f"seeds: {asked.seeds} is not allowed with seed in the space; give one of them."
+        )
     if method == "grid":
         grid(space)  # refuses ranges
     size = _size(space)
-    whole = int(size) if method in ("grid", "halving") and size < math.inf else 27 if method == "halving" else 20
+    whole = (
+        int(size)
+        if method in ("grid", "halving") and size < math.inf
+        else 27
+        if method == "halving"
+        else 20
+    )
     n = int(min(n_trials or whole, size))
     levels = sum(3**i <= min(n, epochs) for i in range(1, 20)) if method == "halving" else 0
     ends = [0, *(epochs // 3**level for level in range(levels, -1, -1))]
@@ -336,7 +402,9 @@ def plan(asked: SearchResults, n_trials: int | None, workers: int) -> list[Rung]
 
 def _size(space: Mapping[str, Any]) -> float:
     """Return how many settings there are: all combinations of lists, or infinitely many."""
-    return math.prod(math.inf if isinstance(values, Range) else len(values) for values in space.values())
+    return math.prod(
+        math.inf if isinstance(values, Range) else len(values) for values in space.values()
+    )
 
 
 def _known(directory: Path, results: SearchResults) -> list[Trial]:
@@ -346,7 +414,9 @@ def _known(directory: Path, results: SearchResults) -> list[Trial]:
     earlier = load_results(directory)
     was, now = earlier.identity(), results.identity()
     if differ := [name for name in now if was[name] != now[name]]:
-        raise CheckpointError(f"{directory}: the search in it differs in {', '.join(differ)}; name another directory.")
+        raise CheckpointError(
+            f"{directory}: the search in it differs in {', '.join(differ)}; name another directory."
+        )
     return earlier.trials
 
 
@@ -363,7 +433,9 @@ class _Progress:
         self.table, self.handle = wanted and in_notebook(), None
         live = wanted and (self.table or sys.stderr.isatty())
         self.lines, total = wanted and not live, sum(n * seeds * more for n, _, more in rungs)
-        self.bar = tqdm(total=total, unit="epoch", dynamic_ncols=True, **{} if live else {"disable": True})
+        self.bar = tqdm(
+            total=total, unit="epoch", dynamic_ncols=True, **{} if live else {"disable": True}
+        )
 
     def __call__(self, results: SearchResults, trial: Trial, epochs: int) -> None:
         """Show ``trial``, which has ended on the rung with ``epochs``."""
@@ -373,11 +445,17 @@ class _Progress:
             failed = f"trial {trial.number} {trial.status}: {trial.error}"
             print(failed if trial.error else f"{trial.status}: {describe(trial)}")
         if ended := [t for t in results.trials if t.epochs]:
-            self.bar.set_postfix_str(f"best: {describe(max(ended, key=lambda t: t.merit(select_by)))}")
+            self.bar.set_postfix_str(
+                f"best: {describe(max(ended, key=lambda t: t.merit(select_by)))}"
+            )
         if self.table:
             from IPython.display import display
 
-            table = results.to_dataframe().sort_values(select_by, ascending=select_by == "valid_loss").head(10)
+            table = (
+                results.to_dataframe()
+                .sort_values(select_by, ascending=select_by == "valid_loss")
+                .head(10)
+            )
             if self.handle:
                 self.handle.update(table)
             else:

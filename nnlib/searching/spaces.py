@@ -27,9 +27,13 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise HyperparameterError(f"range: {self} is empty, or begins at or below 0 on a logarithmic scale.")
+            raise HyperparameterError(
+                f"range: {self} is empty, or begins at or below 0 on a logarithmic scale."
+            )
         if self.whole and not (isinstance(self.low, int) and isinstance(self.high, int)):
-            raise HyperparameterError(f"range: {self} is not allowed; whole numbers need whole ends.")
+            raise HyperparameterError(
+                f"range: {self} is not allowed; whole numbers need whole ends."
+            )
 
     def place(self, value: float) -> float:
         """Return where ``value`` lies on this range's scale, from 0 (``low``) to 1 (``high``)."""
@@ -69,13 +73,25 @@ def checked(space: Mapping[str, Any], base: Hyperparameters) -> dict[str, Any]:
     for name, values in space.items():
         if isinstance(values, Range):
             between = () if values.whole else (values.low + (values.high - values.low) / math.pi,)
-            for value in (values.low, values.high, *between):  # what lies between is no whole number
+            for value in (
+                values.low,
+                values.high,
+                *between,
+            ):  # what lies between is no whole number
                 base.replace(**{name: value})
             ready[name] = values
-        elif isinstance(values, str) or not isinstance(values, Iterable) or not len(values := list(values)):
-            raise HyperparameterError(f"{name}: {values!r} is not a list with at least one value, nor a range.")
+        elif (
+            isinstance(values, str)
+            or not isinstance(values, Iterable)
+            or not len(values := list(values))
+        ):
+            raise HyperparameterError(
+                f"{name}: {values!r} is not a list with at least one value, nor a range."
+            )
         else:
-            ready[name] = list(dict.fromkeys(getattr(base.replace(**{name: value}), name) for value in values))
+            ready[name] = list(
+                dict.fromkeys(getattr(base.replace(**{name: value}), name) for value in values)
+            )
     return ready
 
 
@@ -83,11 +99,15 @@ def grid(space: Mapping[str, Any]) -> Iterator[Settings]:
     """Yield all combinations of the lists in ``space``. Raises HyperparameterError if there is a range among them."""
     for name, values in space.items():
         if isinstance(values, Range):
-            raise HyperparameterError(f"{name}: a grid needs a list; a range goes with random, tpe or halving.")
+            raise HyperparameterError(
+                f"{name}: a grid needs a list; a range goes with random, tpe or halving."
+            )
     return (dict(zip(space, values, strict=True)) for values in itertools.product(*space.values()))
 
 
-def draw(space: Mapping[str, Any], method: str, seed: Sequence[int], known: Known) -> Settings | None:
+def draw(
+    space: Mapping[str, Any], method: str, seed: Sequence[int], known: Known
+) -> Settings | None:
     """Return settings that are not yet ``known``, drawn by Optuna; None if a hundred draws bring nothing new.
 
     ``random`` draws evenly; ``tpe`` learns from what is ``known`` (Bergstra et al. 2011; see ``make_study``).
@@ -96,7 +116,9 @@ def draw(space: Mapping[str, Any], method: str, seed: Sequence[int], known: Know
     import numpy as np
 
     for attempt in range(100):
-        study = make_study(space, known, method, int(np.random.default_rng([*seed, attempt]).integers(2**32)))
+        study = make_study(
+            space, known, method, int(np.random.default_rng([*seed, attempt]).integers(2**32))
+        )
         asked = study.ask({name: _distribution(values) for name, values in space.items()}).params
         settings = {n: v if isinstance(space[n], Range) else space[n][v] for n, v in asked.items()}
         if all(settings != other for other, _ in known):
@@ -104,7 +126,9 @@ def draw(space: Mapping[str, Any], method: str, seed: Sequence[int], known: Know
     return None
 
 
-def make_study(space: Mapping[str, Any], known: Known, method: str = "random", seed: int = 0) -> "optuna.Study":
+def make_study(
+    space: Mapping[str, Any], known: Known, method: str = "random", seed: int = 0
+) -> "optuna.Study":
     """Return an Optuna study that has seen all ``known`` settings.
 
     Beside each stands its merit, larger for better: -inf where nothing came of it, None where it is still at work.
@@ -112,13 +136,26 @@ def make_study(space: Mapping[str, Any], known: Known, method: str = "random", s
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.RandomSampler(seed) if method == "random" else optuna.samplers.TPESampler(seed=seed)
+    sampler = (
+        optuna.samplers.RandomSampler(seed)
+        if method == "random"
+        else optuna.samplers.TPESampler(seed=seed)
+    )
     study = optuna.create_study(direction="maximize", sampler=sampler)
     distributions = {name: _distribution(values) for name, values in space.items()}
     for settings, merit in known:
-        params = {n: settings[n] if isinstance(v, Range) else v.index(settings[n]) for n, v in space.items()}
-        state = optuna.trial.TrialState.RUNNING if merit is None else optuna.trial.TrialState.COMPLETE
-        study.add_trial(optuna.trial.create_trial(state=state, value=merit, params=params, distributions=distributions))
+        params = {
+            n: settings[n] if isinstance(v, Range) else v.index(settings[n])
+            for n, v in space.items()
+        }
+        state = (
+            optuna.trial.TrialState.RUNNING if merit is None else optuna.trial.TrialState.COMPLETE
+        )
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state, value=merit, params=params, distributions=distributions
+            )
+        )
     return study
 
 
@@ -128,4 +165,6 @@ def _distribution(values: Any) -> Any:
 
     if not isinstance(values, Range):
         return CategoricalDistribution(tuple(range(len(values))))
-    return (IntDistribution if values.whole else FloatDistribution)(values.low, values.high, log=values.log)  # type: ignore[arg-type]
+    return (IntDistribution if values.whole else FloatDistribution)(
+        values.low, values.high, log=values.log
+    )  # type: ignore[arg-type]

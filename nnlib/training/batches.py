@@ -10,7 +10,11 @@ from nnlib.network.blas import Array, Workspace
 from nnlib.network.mlp import MLP, Masks
 from nnlib.training.hyperparameters import Hyperparameters
 
-ORDER, AUGMENTATION, DROPOUT = 1, 2, 3  # streams of random numbers, apart from each other and from the first weights
+ORDER, AUGMENTATION, DROPOUT = (
+    1,
+    2,
+    3,
+)  # streams of random numbers, apart from each other and from the first weights
 
 
 class Batches:
@@ -41,15 +45,23 @@ class Batches:
         chosen = self.order(epoch)[batch * hp.batch_size :][: hp.batch_size]
         rates = hp.dropout, hp.input_dropout
         # without dropout no generator is made: that takes 20 µs, much for a small network
-        masks = self.model.dropout_masks(len(chosen), self.rng(DROPOUT, step), *rates) if any(rates) else ()
+        masks = (
+            self.model.dropout_masks(len(chosen), self.rng(DROPOUT, step), *rates)
+            if any(rates)
+            else ()
+        )
         return self.inputs(chosen, step), self.split.labels[chosen], masks
 
     def inputs(self, chosen: Array, step: int) -> Array:
         """Return the network's inputs (B, D) for the images ``chosen`` (B,), augmented for ``step``."""
         source = self.split.images
         images = self._workspace.array("images", (len(chosen), *source.shape[1:]), source.dtype)
-        np.take(source, chosen, axis=0, out=images, mode="clip")  # the default mode copies once more
+        np.take(
+            source, chosen, axis=0, out=images, mode="clip"
+        )  # the default mode copies once more
         if self.hp.flip or self.hp.shift:
             rng = self.rng(AUGMENTATION, step)
-            images = augment(images, rng, flip=self.hp.flip, shift=self.hp.shift, workspace=self._workspace)
+            images = augment(
+                images, rng, flip=self.hp.flip, shift=self.hp.shift, workspace=self._workspace
+            )
         return self.model.inputs(images, self._workspace)

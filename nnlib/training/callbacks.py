@@ -50,10 +50,16 @@ MOMENTS = [name for name in vars(Callback) if name[0] != "_"]
 def refuse_uncallable(callbacks: Any) -> None:
     """Raise HyperparameterError for what is no list of objects that do something at one of the MOMENTS."""
     for each in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
-        own = [m for m in MOMENTS if hasattr(each, m) and getattr(type(each), m, None) is not getattr(Callback, m)]
+        own = [
+            m
+            for m in MOMENTS
+            if hasattr(each, m) and getattr(type(each), m, None) is not getattr(Callback, m)
+        ]
         if each is callbacks or isinstance(each, type) or not own:
             allowed = ", ".join(MOMENTS)
-            raise HyperparameterError(f"callbacks: {each!r} is not allowed; a list of objects with some of {allowed}.")
+            raise HyperparameterError(
+                f"callbacks: {each!r} is not allowed; a list of objects with some of {allowed}."
+            )
 
 
 class EpochLines(Callback):
@@ -72,15 +78,25 @@ class ProgressBar(Callback):
         from tqdm.auto import tqdm
 
         total = trainer.steps_per_epoch * trainer.until
-        self.bar = tqdm(total=total, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=0.2)
+        self.bar = tqdm(
+            total=total, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=0.2
+        )
 
     def on_step(self, trainer: "Trainer") -> None:
         self.bar.update(1)
         if trainer.step % 10 == 0:
             t = trainer.tally
-            text = f"loss {t.loss / max(t.seen, 1):.3f}, {t.seen / max(t.seconds, 1e-9):,.0f} images/s"
-            valid = f", valid accuracy {trainer.history[-1]['valid_accuracy']:.4f}" if trainer.history else ""
-            self.bar.set_description(f"epoch {min(trainer.epoch + 1, trainer.until)}/{trainer.until}", refresh=False)
+            text = (
+                f"loss {t.loss / max(t.seen, 1):.3f}, {t.seen / max(t.seconds, 1e-9):,.0f} images/s"
+            )
+            valid = (
+                f", valid accuracy {trainer.history[-1]['valid_accuracy']:.4f}"
+                if trainer.history
+                else ""
+            )
+            self.bar.set_description(
+                f"epoch {min(trainer.epoch + 1, trainer.until)}/{trainer.until}", refresh=False
+            )
             self.bar.set_postfix_str(text + valid, refresh=False)
 
     def on_end(self, trainer: "Trainer") -> None:
@@ -105,13 +121,18 @@ class Diagnostics(Callback):
 
     def on_step(self, trainer: "Trainer") -> None:
         if trainer.step % trainer.steps_per_epoch == 0:
-            self._changes = {n: float(np.linalg.norm(trainer.model.parameters[n] - W)) for n, W in self._before.items()}
+            self._changes = {
+                n: float(np.linalg.norm(trainer.model.parameters[n] - W))
+                for n, W in self._before.items()
+            }
         self._remember(trainer)
 
     def _remember(self, trainer: "Trainer") -> None:
         """Copy the weights in front of an epoch's last step."""
         if (trainer.step + 1) % trainer.steps_per_epoch == 0:
-            self._before = {name: p.copy() for name, p in trainer.model.parameters.items() if name[0] == "W"}
+            self._before = {
+                name: p.copy() for name, p in trainer.model.parameters.items() if name[0] == "W"
+            }
 
     def measure(self, trainer: "Trainer") -> Record:
         model, n = trainer.model, trainer.hp.batch_size
@@ -121,7 +142,10 @@ class Diagnostics(Callback):
         for layer in range(1, model.n_layers + 1):
             name = f"W{layer}"
             norm = float(np.linalg.norm(model.parameters[name]))
-            record |= {f"gradient_norm_{layer}": float(np.linalg.norm(gradients[name])), f"weight_norm_{layer}": norm}
+            record |= {
+                f"gradient_norm_{layer}": float(np.linalg.norm(gradients[name])),
+                f"weight_norm_{layer}": norm,
+            }
             record[f"update_ratio_{layer}"] = self._changes.get(name, np.nan) / max(norm, 1e-12)
         health = layer_health(model, trainer.data.valid.images[:LOOKED_AT])
         return record | {f"dead_{layer}": dead for layer, (dead, _) in enumerate(health, 1)}
@@ -135,8 +159,14 @@ def layer_health(model: MLP, images: Array) -> list[tuple[float, float]]:
     """
     model.predict_logits(images)
     pairs = zip(model.functions, model.pre_activations, strict=True)
-    slopes = ([abs(function.derivative(x, function.value(x))) for x in (z, abs(z))] for function, z in pairs)
-    return [(float((slope < 1e-4).all(axis=0).mean()), float((steep < 0.01).mean())) for slope, steep in slopes]
+    slopes = (
+        [abs(function.derivative(x, function.value(x))) for x in (z, abs(z))]
+        for function, z in pairs
+    )
+    return [
+        (float((slope < 1e-4).all(axis=0).mean()), float((steep < 0.01).mean()))
+        for slope, steep in slopes
+    ]
 
 
 def warnings_of(trainer: "Trainer") -> Iterator[tuple[str, str]]:
@@ -144,13 +174,25 @@ def warnings_of(trainer: "Trainer") -> Iterator[tuple[str, str]]:
     split, model = trainer.data.valid.take(slice(LOOKED_AT)), trainer.evaluated
     for layer, (dead, flat) in enumerate(layer_health(model, split.images), 1):
         if dead > 0.9:
-            yield f"layer {layer} is dead", f"no image moves {dead:.0%} of its units, they learn nothing more"
+            yield (
+                f"layer {layer} is dead",
+                f"no image moves {dead:.0%} of its units, they learn nothing more",
+            )
         if flat > 0.9:
-            yield f"layer {layer} is saturated", f"{flat:.0%} of its activations pass on almost no gradient"
+            yield (
+                f"layer {layer} is saturated",
+                f"{flat:.0%} of its activations pass on almost no gradient",
+            )
     logits = model.predict_logits(split.images)
-    certain, wrong = (softmax(logits).max(axis=1) > 0.9999).mean(), (logits.argmax(axis=1) != split.labels).mean()
+    certain, wrong = (
+        (softmax(logits).max(axis=1) > 0.9999).mean(),
+        (logits.argmax(axis=1) != split.labels).mean(),
+    )
     if certain > 0.9 and wrong > 0.1:
-        yield "the outputs are saturated", f"certain of {certain:.0%} of the validation images, wrong about {wrong:.0%}"
+        yield (
+            "the outputs are saturated",
+            f"certain of {certain:.0%} of the validation images, wrong about {wrong:.0%}",
+        )
     for name, first in trainer.first_norms.items():
         growth = np.linalg.norm(trainer.model.parameters[name]) / max(first, 1e-12)
         if growth > 100:

@@ -45,9 +45,13 @@ def evaluate(model: MLP, split: Split, batch_size: int = 2500) -> Evaluation:
     Raises HyperparameterError if there are no images or they do not fit the model.
     """
     if not len(getattr(split, "labels", ())):
-        raise HyperparameterError(f"split: {split!r:.40} holds no images; data.test, data.valid or data.train does.")
+        raise HyperparameterError(
+            f"split: {split!r:.40} holds no images; data.test, data.valid or data.train does."
+        )
     logits = checked_model(model).predict_logits(split.images, batch_size)
     loss, _ = softmax_cross_entropy(logits, split.labels)
     predicted, k = logits.argmax(axis=1), logits.shape[1]
     confusion = np.bincount(split.labels * k + predicted, minlength=k * k).reshape(k, k)
-    return Evaluation(float(loss), float((predicted == split.labels).mean()), confusion, model.classes)
+    return Evaluation(
+        float(loss), float((predicted == split.labels).mean()), confusion, model.classes
+    )

@@ -38,11 +38,16 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.best, self.last, self.previous = (self.path / f"{n}.npz" for n in ("best", "last", "previous"))
+        self.best, self.last, self.previous = (
+            self.path / f"{n}.npz" for n in ("best", "last", "previous")
+        )
 
     def locked(self, wait: float = 0) -> AbstractContextManager[Any]:
         """Hold the folder for this process. Raises CheckpointError if another trains in it (after ``wait`` seconds)."""
-        from filelock import FileLock, Timeout  # imported here: `import nnlib` stays as fast as `import numpy`
+        from filelock import (
+            FileLock,
+            Timeout,
+        )  # imported here: `import nnlib` stays as fast as `import numpy`
 
         try:
             return FileLock(self.path / ".lock").acquire(timeout=wait)  # which makes the folder
@@ -67,23 +72,35 @@ class RunDirectory:
         else:
             if resume and self.best.exists() and not (self.path / "hyperparameters.json").exists():
                 remedy = "name another run_dir, or write over it with resume=False (--no-resume)"
-                raise CheckpointError(f"{self.path}: the model in it is of no run that can go on; {remedy}.")
+                raise CheckpointError(
+                    f"{self.path}: the model in it is of no run that can go on; {remedy}."
+                )
             for path in (self.last, self.previous):
                 path.unlink(missing_ok=True)
-        if trainer.history:  # the state knows the best weights: a file that is damaged, or ahead of it, is put right
+        if (
+            trainer.history
+        ):  # the state knows the best weights: a file that is damaged, or ahead of it, is put right
             checkpoints.save_model(trainer.result().model, self.best)
         self._prune(trainer)
-        checkpoints.write_text(self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n")
-        checkpoints.write_text(self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n")
+        checkpoints.write_text(
+            self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n"
+        )
+        checkpoints.write_text(
+            self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n"
+        )
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the object in a file of JSON. Raises CheckpointError if it cannot be read."""
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / name}: it cannot be read ({error}); is this a run folder?") from None
+            raise CheckpointError(
+                f"{self.path / name}: it cannot be read ({error}); is this a run folder?"
+            ) from None
         if not isinstance(value, dict):
-            raise CheckpointError(f"{self.path / name}: it holds {type(value).__name__}, but an object is needed.")
+            raise CheckpointError(
+                f"{self.path / name}: it holds {type(value).__name__}, but an object is needed."
+            )
         return value
 
     def read_history(self) -> list[Record]:
@@ -91,9 +108,14 @@ class RunDirectory:
         try:
             with (self.path / "history.csv").open(newline="", encoding="utf-8") as file:
                 whole = ("epoch", "step")
-                return [{k: int(v) if k in whole else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+                return [
+                    {k: int(v) if k in whole else float(v) for k, v in row.items()}
+                    for row in csv.DictReader(file)
+                ]
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.path / 'history.csv'}: it cannot be read ({error}).") from None
+            raise CheckpointError(
+                f"{self.path / 'history.csv'}: it cannot be read ({error})."
+            ) from None
 
     def save(self, trainer: "Trainer", finished: bool = False) -> None:
         """Write the trainer's whole state; the one before it becomes ``previous.npz``.
@@ -106,7 +128,12 @@ class RunDirectory:
         if trainer.history and trainer.history.best(trainer.hp.select_by)["step"] == trainer.step:
             del groups["best."]  # they are the present ones
         arrays = {group + name: a for group, values in groups.items() for name, a in values.items()}
-        meta = {"kind": "state", "step": trainer.step, "tally": asdict(trainer.tally), "history": trainer.history}
+        meta = {
+            "kind": "state",
+            "step": trainer.step,
+            "tally": asdict(trainer.tally),
+            "history": trainer.history,
+        }
         meta |= {"warnings": trainer.warnings, "fingerprint": trainer.data.fingerprint}
         if self.last.exists():
             self.last.replace(self.previous)
@@ -118,7 +145,11 @@ class RunDirectory:
     def _groups(self, trainer: "Trainer") -> dict[str, dict[str, Any]]:
         """Return all arrays that a state consists of, by the beginnings of their names."""
         sgd = trainer.optimizer
-        groups = {"parameters.": trainer.model.parameters, "velocity.": sgd.velocity, "average.": sgd.average}
+        groups = {
+            "parameters.": trainer.model.parameters,
+            "velocity.": sgd.velocity,
+            "average.": sgd.average,
+        }
         return groups | {"best.": trainer.best_parameters}
 
     def _models(self, trainer: "Trainer") -> dict[Path, Record]:
@@ -146,7 +177,9 @@ class RunDirectory:
             return
         names = dict.fromkeys(name for record in trainer.history for name in record)
         rows = [names, *([record.get(name, "nan") for name in names] for record in trainer.history)]
-        checkpoints.write_text(self.path / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
+        checkpoints.write_text(
+            self.path / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows)
+        )
         lines = [describe(record, trainer.hp.epochs) for record in trainer.history]
         lines += [*trainer.warnings.values(), trainer.stopped]
         checkpoints.write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")
@@ -155,10 +188,16 @@ class RunDirectory:
         arrays, meta = self._read_state()
         if "best.W1" not in arrays:  # they are the present ones
             present = "average." if trainer.hp.ema else "parameters."
-            arrays |= {name.replace(present, "best."): a for name, a in arrays.items() if name.startswith(present)}
+            arrays |= {
+                name.replace(present, "best."): a
+                for name, a in arrays.items()
+                if name.startswith(present)
+            }
         for group, targets in self._groups(trainer).items():
             checkpoints.copy_arrays(targets, arrays, self.last, group)
-        trainer.model.preprocessing = trainer.evaluated.preprocessing = checkpoints.preprocessing_from(arrays)
+        trainer.model.preprocessing = trainer.evaluated.preprocessing = (
+            checkpoints.preprocessing_from(arrays)
+        )
         trainer.step = trainer.optimizer.steps = meta["step"]
         trainer.history[:], trainer.warnings = meta["history"], meta["warnings"]
         trainer.tally = replace(trainer.tally, **meta["tally"])
@@ -169,37 +208,58 @@ class RunDirectory:
             return checkpoints.read_arrays(self.last)
         except CheckpointError as error:
             if not self.previous.exists():
-                raise CheckpointError(f"{error} Or say resume=False (--no-resume) to start again.") from None
+                raise CheckpointError(
+                    f"{error} Or say resume=False (--no-resume) to start again."
+                ) from None
             print(f"{error}\nGoing on from the state before it, {self.previous.name}.")
             state = checkpoints.read_arrays(self.previous)
-            self.last.unlink(missing_ok=True)  # or the next save would put it in the place of the good one
+            self.last.unlink(
+                missing_ok=True
+            )  # or the next save would put it in the place of the good one
             return state
 
     def _refuse_other_run(self, trainer: "Trainer") -> None:
         now, was = trainer.hp.to_dict(), self.read_json("hyperparameters.json")
-        differ = [f"{k} was {was.get(k)!r}, now {v!r}" for k, v in now.items() if was.get(k) != v and k != "epochs"]
+        differ = [
+            f"{k} was {was.get(k)!r}, now {v!r}"
+            for k, v in now.items()
+            if was.get(k) != v and k != "epochs"
+        ]
         known = self.read_json("environment.json")
         if known.get("fingerprint") != trainer.data.fingerprint:
-            differ.append(f"the data had the fingerprint {known.get('fingerprint')}, now {trainer.data.fingerprint}")
+            differ.append(
+                f"the data had the fingerprint {known.get('fingerprint')}, now {trainer.data.fingerprint}"
+            )
         if not differ and known.get("initial_weights") != trainer.initial["sha256"]:
             differ.append("it began with other weights (init=...)")
         if differ:
-            remedy = "Name another run_dir, or say resume=False (--no-resume) to start this one again."
-            raise CheckpointError(f"{self.path}: it holds another run: {'; '.join(differ)}. {remedy}")
+            remedy = (
+                "Name another run_dir, or say resume=False (--no-resume) to start this one again."
+            )
+            raise CheckpointError(
+                f"{self.path}: it holds another run: {'; '.join(differ)}. {remedy}"
+            )
         if was["epochs"] != now["epochs"] and now["schedule"] in ("cosine", "one_cycle"):
-            print(f"epochs was {was['epochs']}, now {now['epochs']}: the schedule follows the new length from here.")
+            print(
+                f"epochs was {was['epochs']}, now {now['epochs']}: the schedule follows the new length from here."
+            )
 
     def _environment(self, trainer: "Trainer") -> dict[str, Any]:
         data = trainer.data
         images = {name: len(getattr(data, name)) for name in ("train", "valid", "test")}
         about = {"data": data.source, "fingerprint": data.fingerprint, "images": images}
-        return about | {"initial_weights": trainer.initial["sha256"]} | machine() | {"blas": _blas()}
+        return (
+            about | {"initial_weights": trainer.initial["sha256"]} | machine() | {"blas": _blas()}
+        )
 
 
 @cache
 def machine() -> dict[str, Any]:
     """Return versions and hardware, and the commit of the checkout that nnlib runs from, if it is one."""
-    versions = {"python": platform.python_version(), **{n: version(n) for n in ("nnlib", "numpy", "scipy")}}
+    versions = {
+        "python": platform.python_version(),
+        **{n: version(n) for n in ("nnlib", "numpy", "scipy")},
+    }
     machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
     return versions | machine | {"commit": _commit(Path(__file__).parents[2])}
 
@@ -208,7 +268,10 @@ def _cpu() -> str:
     """Return the processor's name, which Python does not know on Linux."""
     known = Path("/proc/cpuinfo")
     lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def _blas() -> list[dict[str, Any]]:
@@ -217,12 +280,26 @@ def _blas() -> list[dict[str, Any]]:
     from threadpoolctl import threadpool_info
 
     names = ("internal_api", "version", "architecture", "num_threads")
-    return [{name: info.get(name) for name in names} for info in threadpool_info() if info["user_api"] == "blas"]
+    return [
+        {name: info.get(name) for name in names}
+        for info in threadpool_info()
+        if info["user_api"] == "blas"
+    ]
 
 
 def _commit(checkout: Path) -> str | None:
     """Return the checkout's commit, with ``-dirty`` behind it if files differ from it; None if there is none."""
     if not (checkout / ".git").exists() or not shutil.which("git"):
         return None
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    return subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip() or None
+    command = [
+        "git",
+        "--no-optional-locks",
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    return (
+        subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip() or None
+    )

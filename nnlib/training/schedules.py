@@ -33,18 +33,24 @@ def make_schedule(
     top, low = max(round(0.3 * total), 1), rate / 25  # of one_cycle
 
     def cosine(step: int, total: int = total) -> float:
-        return floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
+        return floor + (rate - floor) * 0.5 * (
+            1 + math.cos(math.pi * min(step / max(total, 1), 1.0))
+        )
 
     schedules: dict[str, Schedule] = {
         "constant": lambda step: rate,
         "step": lambda step: max(rate * decay_rate ** (step // decay_every), floor),
         "exponential": lambda step: max(rate * decay_rate ** (step / decay_every), floor),
         "cosine": cosine,
-        "one_cycle": lambda step: low + (rate - low) * step / top if step < top else cosine(step - top, total - top),
+        "one_cycle": lambda step: (
+            low + (rate - low) * step / top if step < top else cosine(step - top, total - top)
+        ),
     }
     after = schedules[one_of(SCHEDULES, "schedule", name)]
 
     def schedule(step: int) -> float:
-        return rate * (step + 1) / warmup_steps if step < warmup_steps else after(step - warmup_steps)
+        return (
+            rate * (step + 1) / warmup_steps if step < warmup_steps else after(step - warmup_steps)
+        )
 
     return schedule

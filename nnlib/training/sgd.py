@@ -8,7 +8,9 @@ import numpy as np
 
 from nnlib.network.blas import Array, Arrays, add_scaled, sum_of_squares
 
-BLOCK = 2**16  # entries that are updated together: few enough to stay in the cache for the whole update
+BLOCK = (
+    2**16
+)  # entries that are updated together: few enough to stay in the cache for the whole update
 
 
 def global_norm(arrays: Arrays) -> float:
@@ -50,7 +52,9 @@ class SGD:
     def __post_init__(self) -> None:
         self.velocity = {name: np.zeros_like(p) for name, p in self.parameters.items()}
         separate = self.nesterov or (self.clip_norm > 0 and self.momentum > 0)
-        self.into = {name: v.copy() for name, v in self.velocity.items()} if separate else self.velocity
+        self.into = (
+            {name: v.copy() for name, v in self.velocity.items()} if separate else self.velocity
+        )
         self.factor = 0.0 if separate else self.momentum
         self.average = {name: p.copy() for name, p in self.parameters.items()} if self.ema else {}
         self.steps = 0
@@ -61,7 +65,9 @@ class SGD:
             for g in self.into.values():
                 g *= self.clip_norm / norm
         self.steps += 1
-        keep = min(self.ema, self.steps / (10 + self.steps))  # a short memory at first: early weights are far off
+        keep = min(
+            self.ema, self.steps / (10 + self.steps)
+        )  # a short memory at first: early weights are far off
         for name in self.parameters:
             for p, g, v, average in self._blocks(name):
                 if self.decoupled_l2 and name[0] == "W":

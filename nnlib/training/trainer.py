@@ -45,7 +45,9 @@ class History(list[Record]):
 
     def ranked(self, select_by: str) -> list[Record]:
         """Return the records by falling accuracy or rising loss, equals in their order."""
-        return sorted(self, key=lambda record: record[select_by], reverse=select_by == "valid_accuracy")
+        return sorted(
+            self, key=lambda record: record[select_by], reverse=select_by == "valid_accuracy"
+        )
 
     def best(self, select_by: str) -> Record:
         """Return the record with the highest accuracy or the lowest loss; the first of equals."""
@@ -86,7 +88,9 @@ class TrainingRun:
         if not self.history:
             return f"TrainingRun: no finished epoch ({self.stopped})"
         text = f"TrainingRun: {len(self.history)} epochs in {self.seconds:.0f} s, best validation accuracy "
-        text += "{valid_accuracy:.4f} (loss {valid_loss:.4f}) after epoch {epoch}".format_map(self.best)
+        text += "{valid_accuracy:.4f} (loss {valid_loss:.4f}) after epoch {epoch}".format_map(
+            self.best
+        )
         return text + (f"; {self.stopped}" if self.stopped else "")
 
 
@@ -122,18 +126,28 @@ class Trainer:
     def __post_init__(self) -> None:
         hp, data = self.hp, self.data
         if not isinstance(hp, Hyperparameters) or not isinstance(data, Dataset):
-            raise HyperparameterError(f"hp, data: give Hyperparameters and a Dataset, not {hp!r:.20}, {data!r:.20}.")
+            raise HyperparameterError(
+                f"hp, data: give Hyperparameters and a Dataset, not {hp!r:.20}, {data!r:.20}."
+            )
         refuse_uncallable(self.callbacks)
         if not len(data.train) or not len(data.valid):
-            raise DataError(f"{len(data.train)} training and {len(data.valid)} validation images: both are needed.")
+            raise DataError(
+                f"{len(data.train)} training and {len(data.valid)} validation images: both are needed."
+            )
         if self.keep_best < 1 or (self.keep_best > 1 and self.run_dir is None):
-            raise HyperparameterError(f"keep_best: {self.keep_best} is not allowed; 1, or more with a run_dir.")
+            raise HyperparameterError(
+                f"keep_best: {self.keep_best} is not allowed; 1, or more with a run_dir."
+            )
         if self.threads is not None and self.threads < 1:
-            raise HyperparameterError(f"threads: {self.threads} is not allowed; at least 1, or None.")
+            raise HyperparameterError(
+                f"threads: {self.threads} is not allowed; at least 1, or None."
+            )
         with blas_threads(self.threads):  # whitening fits a large matrix
             self.model = build_model(hp, data, self.init)
         self.initial = {"seed": hp.seed, "sha256": fingerprint(self.model.parameters)}
-        self.first_norms = {n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"}
+        self.first_norms = {
+            n: float(np.linalg.norm(p)) for n, p in self.model.parameters.items() if n[0] == "W"
+        }
         loss = self.loss or partial(softmax_cross_entropy, label_smoothing=hp.label_smoothing)
         self.loss_function = checked_loss(loss, len(data.classes))
         self.l2, decoupled_l2 = (0.0, hp.l2) if hp.decoupled_l2 else (hp.l2, 0.0)
@@ -147,12 +161,17 @@ class Trainer:
             l1_cut=hp.l1_cut,
             ema=hp.ema,
         )
-        self.evaluated = self.model.with_parameters(self.optimizer.average) if hp.ema else self.model
+        self.evaluated = (
+            self.model.with_parameters(self.optimizer.average) if hp.ema else self.model
+        )
         self.batches = Batches(data.train, self.model, hp)
         self.steps_per_epoch = self.batches.per_epoch
         self.until, self.stopped, self.warnings = hp.epochs, "", dict[str, str]()
         names = ("decay_rate", "decay_every", "min_learning_rate", "warmup_steps")
-        steps, options = hp.epochs * self.steps_per_epoch, {name: getattr(hp, name) for name in names}
+        steps, options = (
+            hp.epochs * self.steps_per_epoch,
+            {name: getattr(hp, name) for name in names},
+        )
         self.learning_rate = make_schedule(hp.schedule, hp.learning_rate, steps, **options)
         self.step, self.history, self.tally, self.last_loss = 0, History(), _Tally(), math.nan
         self.best_parameters = {name: p.copy() for name, p in self.evaluated.parameters.items()}
@@ -175,7 +194,11 @@ class Trainer:
     def stop_early(self) -> None:
         """Stop if ``hp.patience`` epochs have gone by without a new best."""
         hp = self.hp
-        if hp.patience and self.history and self.epoch - self.history.best(hp.select_by)["epoch"] >= hp.patience:
+        if (
+            hp.patience
+            and self.history
+            and self.epoch - self.history.best(hp.select_by)["epoch"] >= hp.patience
+        ):
             self.stop(f"stopped early: no better {hp.select_by} in {hp.patience} epochs")
 
     def warn(self, what: str, details: str, remedy: str = "Try a smaller learning rate") -> None:
@@ -199,7 +222,11 @@ class Trainer:
                     stack.enter_context(self.directory.locked())
                     self.directory.open(self, self.resume)
                 if self.hp.warmup_steps > (steps := self.hp.epochs * self.steps_per_epoch):
-                    self.warn("the warm-up does not end", f"the run has {steps} steps", "Try fewer warmup_steps")
+                    self.warn(
+                        "the warm-up does not end",
+                        f"the run has {steps} steps",
+                        "Try fewer warmup_steps",
+                    )
                 stack.enter_context(interrupts(self))
                 for callback in self.callbacks:
                     stack.callback(_moment(callback, "on_end"), self)
@@ -214,13 +241,22 @@ class Trainer:
     def result(self) -> TrainingRun:
         """Return the run as it stands, with the best weights so far."""
         best = self.history.best(self.hp.select_by) if self.history else {}
-        model, folder = self.snapshot(self.best_parameters, best), self.directory.path if self.directory else None
-        return TrainingRun(model, self.history, self.hp, self.stopped, folder, tuple(self.warnings.values()))
+        model, folder = (
+            self.snapshot(self.best_parameters, best),
+            self.directory.path if self.directory else None,
+        )
+        return TrainingRun(
+            model, self.history, self.hp, self.stopped, folder, tuple(self.warnings.values())
+        )
 
     def snapshot(self, parameters: dict[str, Array], record: Record) -> MLP:
         """Return a network of its own with a copy of ``parameters``, which knows where they come from."""
         model = self.model.with_parameters({name: p.copy() for name, p in parameters.items()})
-        model.info = {"data": self.data.source, "fingerprint": self.data.fingerprint, "best": record}
+        model.info = {
+            "data": self.data.source,
+            "fingerprint": self.data.fingerprint,
+            "best": record,
+        }
         model.info |= {"hyperparameters": self.hp.to_dict(), "initial": self.initial}
         return model
 
@@ -261,8 +297,15 @@ class Trainer:
                 self._diverged(valid.loss, self.evaluated)
             for warning in warnings_of(self):
                 self.warn(*warning)
-        record = {"epoch": self.epoch + 1, "step": self.step, "learning_rate": self.learning_rate(self.step - 1)}
-        record |= {"train_loss": tally.loss / tally.seen, "train_accuracy": tally.correct / tally.seen}
+        record = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "learning_rate": self.learning_rate(self.step - 1),
+        }
+        record |= {
+            "train_loss": tally.loss / tally.seen,
+            "train_accuracy": tally.correct / tally.seen,
+        }
         record |= {"valid_loss": valid.loss, "valid_accuracy": valid.accuracy}
         record["seconds"] = tally.seconds + time.perf_counter() - started
         for measured in self._call("measure"):
@@ -284,7 +327,11 @@ class Trainer:
         """Raise TrainingDiverged, naming step, rate and the first layer whose numbers are not finite."""
         where = f"the logits (layer {model.n_layers}) overflow, all weights being finite"
         for layer, z in reversed([*enumerate([*model.pre_activations, np.zeros(1)], 1)]):
-            names = [name for name in (f"W{layer}", f"b{layer}") if not np.isfinite(model.parameters[name]).all()]
+            names = [
+                name
+                for name in (f"W{layer}", f"b{layer}")
+                if not np.isfinite(model.parameters[name]).all()
+            ]
             if names:
                 where = f"{names[0]} is not finite"
             elif not np.isfinite(z).all():
@@ -338,7 +385,9 @@ def train(
     Ctrl-C ends the run after the present step and returns it. Raises TrainingDiverged, CheckpointError if ``run_dir``
     belongs to another run or cannot be written, and what a callback raises; each has the run so far as ``error.run``.
     """
-    return Trainer(hp, data, run_dir, resume, progress, callbacks, init, keep_best, loss, threads).run()
+    return Trainer(
+        hp, data, run_dir, resume, progress, callbacks, init, keep_best, loss, threads
+    ).run()
 
 
 @dataclass(frozen=True)
@@ -365,7 +414,9 @@ def find_learning_rate(
     Ends early where the loss, smoothed over about ten steps, is four times its best, or not finite.
     """
     if not 0 < low < high or steps < 2:
-        raise HyperparameterError(f"low, high, steps: {low}, {high}, {steps}; 0 < low < high and steps > 1 are needed.")
+        raise HyperparameterError(
+            f"low, high, steps: {low}, {high}, {steps}; 0 < low < high and steps > 1 are needed."
+        )
     rates, losses, mean = np.geomspace(low, high, steps), list[float](), 0.0
     trainer = Trainer(hp, data, progress=False)
     trainer.learning_rate = lambda step: float(rates[step])
@@ -383,7 +434,9 @@ def load_run(run_dir: str | Path) -> TrainingRun:
     """Return the run saved in ``run_dir`` without training. Raises CheckpointError if there is none."""
     directory = RunDirectory(run_dir)
     hp = Hyperparameters.from_dict(directory.read_json("hyperparameters.json"))
-    return TrainingRun(load_model(directory.best), History(directory.read_history()), hp, run_dir=directory.path)
+    return TrainingRun(
+        load_model(directory.best), History(directory.read_history()), hp, run_dir=directory.path
+    )
 
 
 def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> MLP:
@@ -405,11 +458,22 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
         )
         preprocessing = checked_model(init).preprocessing if init else fit(images)
     n_inputs = preprocessing.n_inputs if preprocessing else math.prod(images.shape[1:])
-    options: dict[str, Any] = {"initialisation": hp.initialisation, "classes": data.classes, "seed": hp.seed}
-    model = MLP((n_inputs, *hp.hidden_sizes, len(data.classes)), hp.activation, preprocessing=preprocessing, **options)
+    options: dict[str, Any] = {
+        "initialisation": hp.initialisation,
+        "classes": data.classes,
+        "seed": hp.seed,
+    }
+    model = MLP(
+        (n_inputs, *hp.hidden_sizes, len(data.classes)),
+        hp.activation,
+        preprocessing=preprocessing,
+        **options,
+    )
     if init is not None:
         needed, given = ((m.layer_sizes, m.activation) for m in (model, init))
         if needed != given:
-            raise HyperparameterError(f"init: its layers are {given}, but hp and data need {needed}.")
+            raise HyperparameterError(
+                f"init: its layers are {given}, but hp and data need {needed}."
+            )
         model.parameters = {name: p.astype(model.dtype) for name, p in init.parameters.items()}
     return model

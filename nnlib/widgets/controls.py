@@ -51,7 +51,9 @@ class Panel(w.VBox):  # type: ignore[misc]
     Widgets that are ``between`` the two have no value that ``draw`` needs.
     """
 
-    def __init__(self, draw: Callable[..., Figure], height: int, *between: Any, **controls: Any) -> None:
+    def __init__(
+        self, draw: Callable[..., Figure], height: int, *between: Any, **controls: Any
+    ) -> None:
         self.draw, self.controls = draw, controls
         self.message, self.picture = w.HTML(layout={"min_height": "32px"}), picture(height)
         super().__init__([row(controls.values()), *between, self.message, self.picture])
@@ -62,7 +64,9 @@ class Panel(w.VBox):  # type: ignore[misc]
     def update(self, change: Any = None) -> None:
         """Draw again with the present values."""
         try:
-            self.picture.value = png(self.draw(**{name: c.value for name, c in self.controls.items()}))
+            self.picture.value = png(
+                self.draw(**{name: c.value for name, c in self.controls.items()})
+            )
             self.message.value = ""
         except Exception as error:
             self.message.value = in_words(error)
@@ -81,7 +85,9 @@ def control_for(name: str, value: Any) -> Any:
         return w.Checkbox(**look)
     low, high = about["range"]
     if name == "learning_rate":
-        return w.FloatLogSlider(min=-4, max=1, step=0.05, readout_format=".4g", continuous_update=False, **look)
+        return w.FloatLogSlider(
+            min=-4, max=1, step=0.05, readout_format=".4g", continuous_update=False, **look
+        )
     if isinstance(value, int):
         return w.BoundedIntText(min=low, max=high, **look)
     if high == 1:

@@ -21,7 +21,13 @@ from nnlib.training.hyperparameters import Hyperparameters
 from nnlib.training.trainer import Trainer
 from nnlib.widgets.controls import FIELDS, Panel, alone, control_for, in_words, picture, row
 
-PLAYED: tuple[str, ...] = ("hidden_sizes", "activation", "preprocessing", "learning_rate", "schedule")
+PLAYED: tuple[str, ...] = (
+    "hidden_sizes",
+    "activation",
+    "preprocessing",
+    "learning_rate",
+    "schedule",
+)
 PLAYED += ("momentum", "nesterov", "l2", "flip", "shift", "batch_size", "epochs")
 FRAME = 0.35  # seconds from one picture of a running training to the next
 
@@ -42,19 +48,25 @@ class LivePlot(Callback):
         self.draw(trainer)
 
     def on_step(self, trainer: Trainer) -> None:
-        if trainer.step % max(trainer.steps_per_epoch // 10, 1) == 0:  # note what it was since the last time
+        if (
+            trainer.step % max(trainer.steps_per_epoch // 10, 1) == 0
+        ):  # note what it was since the last time
             now = (trainer.tally.seen, trainer.tally.loss, trainer.tally.correct)
             seen, loss, correct = (new - old for new, old in zip(now, self.noted, strict=True))
             self.noted = now
             epoch = trainer.step / trainer.steps_per_epoch
-            self.records.append({"epoch": epoch, "train_loss": loss / seen, "train_accuracy": correct / seen})
+            self.records.append(
+                {"epoch": epoch, "train_loss": loss / seen, "train_accuracy": correct / seen}
+            )
         if time.monotonic() - self.drawn > FRAME:
             self.drawn = time.monotonic()
             self.draw(trainer)
 
     def on_epoch(self, trainer: Trainer) -> None:
         self.noted = (0, 0.0, 0)
-        self.records.append({name: trainer.history[-1][name] for name in ("epoch", "valid_loss", "valid_accuracy")})
+        self.records.append(
+            {name: trainer.history[-1][name] for name in ("epoch", "valid_loss", "valid_accuracy")}
+        )
 
     def on_end(self, trainer: Trainer) -> None:
         self.draw(trainer)
@@ -84,7 +96,11 @@ class _Live(LivePlot):
         epoch, shape = trainer.step / trainer.steps_per_epoch, trainer.data.train.images.shape[1:]
         with np.errstate(all="ignore"):  # a run that diverges has numbers that are not finite
             self.records.append({"epoch": epoch, **Diagnostics().measure(trainer)})
-        filters = plots.filters_of(trainer.model, trainer.model.parameters["W1"][:, :36]) if len(shape) == 3 else None
+        filters = (
+            plots.filters_of(trainer.model, trainer.model.parameters["W1"][:, :36])
+            if len(shape) == 3
+            else None
+        )
         self.view.show(self.records, filters, shape)
         done = f"{trainer.epoch} of {trainer.hp.epochs} epochs, {trainer.step} steps"
         self.view.status.value = ", ".join(filter(None, [done, trainer.stopped]))
@@ -95,7 +111,9 @@ class Playground(Panel):
 
     def __init__(self, data: Dataset, hp: Hyperparameters | None = None) -> None:
         self.data = data
-        self.base = hp or Hyperparameters.recipe("quick", hidden_sizes=(128, 64), epochs=5, warmup_steps=20)
+        self.base = hp or Hyperparameters.recipe(
+            "quick", hidden_sizes=(128, 64), epochs=5, warmup_steps=20
+        )
         self.buttons = {name: w.Button(description=name) for name in ("Start", "Stop", "Reset")}
         self.pause = w.ToggleButton(description="Pause")
         self.code, self.status, self.gradients = w.HTML(), w.Label(), picture(220)
@@ -107,18 +125,28 @@ class Playground(Panel):
         super().__init__(plots.history, 340, *between, **controls)
         self.children += (self.gradients,)
         self.defaults = {name: control.value for name, control in controls.items()}
-        for button, action in zip(self.buttons.values(), (self.start, self.stop, self.reset), strict=True):
+        for button, action in zip(
+            self.buttons.values(), (self.start, self.stop, self.reset), strict=True
+        ):
             button.on_click(action)
         self.pause.observe(self._pause, "value")
-        self._view_count = 0  # from now on the browser keeps it: 0 again means that the last view was closed
-        self.observe(lambda change: None if change.new else self.stop(), ["_view_count", "comm"])  # comm: close()
+        self._view_count = (
+            0  # from now on the browser keeps it: 0 again means that the last view was closed
+        )
+        self.observe(
+            lambda change: None if change.new else self.stop(), ["_view_count", "comm"]
+        )  # comm: close()
         self.show([])
 
     def hyperparameters(self) -> Hyperparameters:
         """The present setting. Raises HyperparameterError for a combination that makes no sense."""
         now = {name: control.value for name, control in self.controls.items()}
-        now |= {n: float(f"{v:.4g}") for n, v in now.items() if isinstance(v, float)}  # sliders give 0.8900000001
-        now["hidden_sizes"] = [int(s) if s.isdecimal() else s for s in now["hidden_sizes"].replace(",", " ").split()]
+        now |= {
+            n: float(f"{v:.4g}") for n, v in now.items() if isinstance(v, float)
+        }  # sliders give 0.8900000001
+        now["hidden_sizes"] = [
+            int(s) if s.isdecimal() else s for s in now["hidden_sizes"].replace(",", " ").split()
+        ]
         return self.base.replace(**now)
 
     def update(self, change: Any = None) -> None:
@@ -128,9 +156,13 @@ class Playground(Panel):
         except HyperparameterError as error:
             self.message.value, self.buttons["Start"].disabled = in_words(error), True
             return
-        changed = [f"{n}={getattr(hp, n)!r}" for n, f in FIELDS.items() if getattr(hp, n) != f.default]
+        changed = [
+            f"{n}={getattr(hp, n)!r}" for n, f in FIELDS.items() if getattr(hp, n) != f.default
+        ]
         line = f"nnlib.train(nnlib.Hyperparameters({', '.join(changed)}), data)"
-        self.code.value = f'<code style="white-space: pre-wrap; user-select: all">{escape(line)}</code>'
+        self.code.value = (
+            f'<code style="white-space: pre-wrap; user-select: all">{escape(line)}</code>'
+        )
         self.message.value, self.buttons["Start"].disabled = "", False
 
     def show(self, records: Any, filters: Array | None = None, shape: Any = ()) -> None:
@@ -145,7 +177,9 @@ class Playground(Panel):
         self.message.value = ""
         self.stopping.clear()
         self.going.set()
-        self.thread = threading.Thread(target=self._train, args=(self.hyperparameters(),), daemon=True)
+        self.thread = threading.Thread(
+            target=self._train, args=(self.hyperparameters(),), daemon=True
+        )
         self.thread.start()
 
     def _train(self, hp: Hyperparameters) -> None:
@@ -155,7 +189,9 @@ class Playground(Panel):
             self.status.value = "preparing the images"
             with alone():
                 Trainer(hp, self.data, progress=False, callbacks=[live]).run()
-            self.runs.append(live.records)  # not those that diverged: beside their losses all others look alike
+            self.runs.append(
+                live.records
+            )  # not those that diverged: beside their losses all others look alike
         except Exception as error:
             self.message.value = in_words(error)
 

@@ -27,7 +27,9 @@ playground.controls["epochs"].value = 10_000
 playground"""
 TOKEN = "of-this-test"
 OTHERS = "Could not restore the debugger state"  # JupyterLab's, where a kernel is restarted soon after its start
-SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}  # all cells are in the page, seen or not
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"}
+}  # all cells are in the page, seen or not
 SETTINGS["apputils-extension/notification"] = {"fetchNews": "false"}  # nor is anybody asked
 SETTINGS["apputils-extension/themes"] = {"theme": os.environ.get("NNLIB_THEME", "JupyterLab Light")}
 pytestmark = pytest.mark.slow
@@ -36,7 +38,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start JupyterLab, with settings of its own, on copies of the notebooks; return its address."""
-    pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: no test in a browser")
+    pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: no test in a browser"
+    )
     _chromium()
     folder = tmp_path_factory.mktemp("lab")
     _copy_notebooks(folder)
@@ -44,15 +48,32 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = ("CONFIG_DIR", "RUNTIME_DIR", "DATA_DIR")
-    env = os.environ | {f"JUPYTER_{name}": str(folder / name) for name in own} | {"IPYTHONDIR": str(folder / "ipython")}
+    env = (
+        os.environ
+        | {f"JUPYTER_{name}": str(folder / name) for name in own}
+        | {"IPYTHONDIR": str(folder / "ipython")}
+    )
     env |= {f"JUPYTERLAB_{name}_DIR": str(folder / name) for name in ("SETTINGS", "WORKSPACES")}
-    env |= {"NNLIB_FIGURES_DIR": str(folder / "figures"), "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    options = [f"--notebook-dir={folder}", f"--port={port}", f"--IdentityProvider.token={TOKEN}", "--allow-root"]
+    env |= {
+        "NNLIB_FIGURES_DIR": str(folder / "figures"),
+        "PYTHONPATH": str(ROOT),
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    options = [
+        f"--notebook-dir={folder}",
+        f"--port={port}",
+        f"--IdentityProvider.token={TOKEN}",
+        "--allow-root",
+    ]
     options += ["--no-browser", "--LabApp.news_url=None"]
     options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     log = (folder / "log.txt").open("w")
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyter", "lab", *options], env=env, cwd=folder, stdout=log, stderr=subprocess.STDOUT
+        [sys.executable, "-m", "jupyter", "lab", *options],
+        env=env,
+        cwd=folder,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api?token={TOKEN}", folder / "log.txt")
@@ -67,10 +88,14 @@ def _chromium() -> str | None:
     """Where a Chromium is; None for the one that `playwright install` has fetched. Skips where there is none."""
     from playwright.sync_api import sync_playwright
 
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None
+    )
     with sync_playwright() as driver:
         if not found and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("no Chromium on this machine: no test in a browser (make browser-test fetches one)")
+            pytest.skip(
+                "no Chromium on this machine: no test in a browser (make browser-test fetches one)"
+            )
     return found
 
 
@@ -88,7 +113,11 @@ def _copy_notebooks(folder: Path) -> None:
                 cell.source += '\ndataset, quick = "standin", True'
         nbformat.write(notebook, folder / f"notebooks/{name}.ipynb")
     small = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PLAYGROUND)])
-    small.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    small.metadata.kernelspec = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     nbformat.write(small, folder / "notebooks/playground.ipynb")
     for name, values in SETTINGS.items():
         path = folder / f"SETTINGS/@jupyterlab/{name}.jupyterlab-settings"
@@ -117,10 +146,17 @@ def page(lab: str) -> Iterator:
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1100})
         page.said = []
-        page.on("console", lambda m: page.said.append(m.text) if m.type == "error" and OTHERS not in m.text else None)
+        page.on(
+            "console",
+            lambda m: (
+                page.said.append(m.text) if m.type == "error" and OTHERS not in m.text else None
+            ),
+        )
         page.on("pageerror", lambda error: page.said.append(str(error)))
         folder = os.environ.get("NNLIB_SCREENSHOTS")
-        page.picture = lambda name: folder and page.screenshot(path=str(Path(folder) / f"{name}.png"))
+        page.picture = lambda name: (
+            folder and page.screenshot(path=str(Path(folder) / f"{name}.png"))
+        )
         yield page
         browser.close()
     with urllib.request.urlopen(f"{lab}/api/sessions?token={TOKEN}") as answer:
@@ -131,7 +167,9 @@ def page(lab: str) -> Iterator:
 
 def _run_all(page, lab: str, name: str) -> None:
     """Open a notebook, and restart its kernel and run all cells, by the menu, as a reader would."""
-    page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?reset&token={TOKEN}")  # no tabs of others
+    page.goto(
+        f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?reset&token={TOKEN}"
+    )  # no tabs of others
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -150,7 +188,9 @@ def test_notebook_runs_and_its_widgets_answer(page, lab, name):
     assert panels.count(), "no widget is in the page"
     for i in range(panels.count()):
         panels.nth(i).scroll_into_view_if_needed()
-        page.wait_for_function("image => image.naturalWidth > 100", arg=panels.nth(i).element_handle())
+        page.wait_for_function(
+            "image => image.naturalWidth > 100", arg=panels.nth(i).element_handle()
+        )
     page.picture(name)
     PLAY.get(name[:2], lambda page: None)(page)
     assert not page.said
@@ -196,7 +236,10 @@ def _paint_and_upload(page) -> None:
     _changes(picture, box.get_by_role("button", name="Fill all").click)
     out = io.BytesIO()
     Image.linear_gradient("L").save(out, "PNG")
-    _changes(picture, lambda: _choose(page, box, {"name": "grey.png", "mimeType": "", "buffer": out.getvalue()}))
+    _changes(
+        picture,
+        lambda: _choose(page, box, {"name": "grey.png", "mimeType": "", "buffer": out.getvalue()}),
+    )
     _choose(page, box, {"name": "cat.txt", "mimeType": "text/plain", "buffer": b"miaow"})
     box.get_by_role("alert").filter(has_text="cat.txt: this is no image").wait_for(timeout=10_000)
     page.picture("draw")
@@ -284,7 +327,9 @@ def test_closing_the_view_stops_the_training(page, playground):
     editor = page.locator(".jp-CodeCell .cm-content").first
     editor.click()
     page.keyboard.press("ControlOrMeta+a")
-    page.keyboard.type("playground.thread.join(20); print('alive' if playground.thread.is_alive() else 'it has ended')")
+    page.keyboard.type(
+        "playground.thread.join(20); print('alive' if playground.thread.is_alive() else 'it has ended')"
+    )
     page.keyboard.press("Shift+Enter")
     page.locator(".jp-OutputArea-output").get_by_text("it has ended").wait_for(timeout=40_000)
     assert not page.said

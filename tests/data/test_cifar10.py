@@ -29,10 +29,14 @@ def test_verify_and_data_root(root, monkeypatch):
     assert standing.pop("test_batch") == "official" and standing.pop("data_batch_3") == "missing"
     assert set(standing.values()) == {"other bytes"} and len(standing) == 5
     above = Path(cifar10.__file__).parents[2]
-    assert cifar10.data_root() == (above if (above / "pyproject.toml").exists() else Path()) / "data"  # of a checkout
+    assert (
+        cifar10.data_root() == (above if (above / "pyproject.toml").exists() else Path()) / "data"
+    )  # of a checkout
     monkeypatch.setenv("NNLIB_DATA_DIR", "/named")
     assert cifar10.data_root() == Path("/named") and cifar10.data_root("x") == Path("x")
-    assert cifar10.data_root("x/cifar-10-batches-py") == Path("x")  # the folder with the files is as good a name
+    assert cifar10.data_root("x/cifar-10-batches-py") == Path(
+        "x"
+    )  # the folder with the files is as good a name
 
 
 WRITERS = {"python 2": python2_pickle} | {
@@ -42,7 +46,11 @@ WRITERS = {"python 2": python2_pickle} | {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_way_of_pickling_arrays_is_read(writer, tmp_path):
-    content = {key.encode(): value for key, value in batch().items()} if writer == "protocol 4" else batch()
+    content = (
+        {key.encode(): value for key, value in batch().items()}
+        if writer == "protocol 4"
+        else batch()
+    )
     path = tmp_path / "data_batch_1"
     path.write_bytes(WRITERS[writer](content))
     images, labels = cifar10._read_batch(path)
@@ -62,7 +70,9 @@ def test_read(small):
 def test_only_the_official_bytes_are_called_cifar10(root, monkeypatch):
     folder = root / cifar10.FOLDER
     for name in cifar10.MD5:
-        monkeypatch.setitem(cifar10.MD5, name, hashlib.md5((folder / name).read_bytes()).hexdigest())
+        monkeypatch.setitem(
+            cifar10.MD5, name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+        )
     assert cifar10.read(folder)[-1] == "cifar10"
     (folder / "batches.meta").write_bytes((folder / "batches.meta").read_bytes() + b" ")
     assert cifar10.read(folder)[-1] == "cifar10 (unofficial copy)"
@@ -85,14 +95,29 @@ DAMAGES = {
     "no images": (python2_pickle({"labels": [1]}), "'data'"),
     "no labels": (python2_pickle({"data": batch()["data"]}), "no list of labels for 20 images"),
     "shape": (python2_pickle(batch(data=np.zeros((20, 3071), np.uint8))), r"\(20, 3071\)"),
-    "dimensions": (python2_pickle(batch(data=np.zeros((20, 3, 32, 32), np.uint8))), r"\(20, 3, 32, 32\)"),
-    "no rows": (python2_pickle(batch(data=np.zeros((0, 3072), np.uint8), labels=[])), r"\(0, 3072\)"),
-    "dtype": (python2_pickle(batch(data=np.zeros((20, 3072), np.float32))), "dtype f4 instead of u1"),
+    "dimensions": (
+        python2_pickle(batch(data=np.zeros((20, 3, 32, 32), np.uint8))),
+        r"\(20, 3, 32, 32\)",
+    ),
+    "no rows": (
+        python2_pickle(batch(data=np.zeros((0, 3072), np.uint8), labels=[])),
+        r"\(0, 3072\)",
+    ),
+    "dtype": (
+        python2_pickle(batch(data=np.zeros((20, 3072), np.float32))),
+        "dtype f4 instead of u1",
+    ),
     "objects": (pickle.dumps(batch(data=np.array([None, "x"], object))), "dtype O8 instead of u1"),
     "list of images": (python2_pickle(batch(data=[0] * 20)), "list under 'data'"),
     "too few labels": (python2_pickle(batch(labels=[1, 2])), "2 labels for 20 images"),
-    "label 10": (python2_pickle(batch(labels=[0] * 19 + [10])), "no number from 0 to 9, at place 19"),
-    "label -1": (python2_pickle(batch(labels=[-1] + [0] * 19)), "no number from 0 to 9, at place 0"),
+    "label 10": (
+        python2_pickle(batch(labels=[0] * 19 + [10])),
+        "no number from 0 to 9, at place 19",
+    ),
+    "label -1": (
+        python2_pickle(batch(labels=[-1] + [0] * 19)),
+        "no number from 0 to 9, at place 0",
+    ),
     "label text": (python2_pickle(batch(labels=["1"] * 20)), "no number from 0 to 9"),
     "label true": (python2_pickle(batch(labels=[True] * 20)), "no number from 0 to 9"),
     "code": (pickle.dumps(batch(data=Code(os.system, "exit 1"))), "names (posix|nt).system"),
@@ -103,8 +128,14 @@ DAMAGES = {
     "persistent": (b"\x80\x02U\x01xQ.", "no batch of CIFAR-10"),
     "huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "more than a batch has"),
     "huge text": (b"\x80\x02T\xff\xff\xff\x7fabc.", "no batch of CIFAR-10"),
-    "huge bytes": (b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc.", "no batch of CIFAR-10"),
-    "huge bytearray": (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"abc.", "no batch of CIFAR-10"),
+    "huge bytes": (
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc.",
+        "no batch of CIFAR-10",
+    ),
+    "huge bytearray": (
+        b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"abc.",
+        "no batch of CIFAR-10",
+    ),
     "huge frame": (b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"}.", "no batch of CIFAR-10"),
     "huge array": (
         GOOD.replace(b"K\x14M\x00\x0c\x86", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86"),
@@ -144,7 +175,9 @@ def test_files_missing_twice_or_too_large(root, monkeypatch):
         cifar10.read(folder)
 
 
-@pytest.mark.parametrize("names", [None, "airplane", CLASSES[:9], [1] * 10, [""] * 10, ["x" * 101] * 10])
+@pytest.mark.parametrize(
+    "names", [None, "airplane", CLASSES[:9], [1] * 10, [""] * 10, ["x" * 101] * 10]
+)
 def test_class_names_that_are_none(names, root):
     (root / cifar10.FOLDER / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     with pytest.raises(DataError, match=r"batches.meta has no list of ten names"):
@@ -156,7 +189,9 @@ SMALL = python2_pickle(batch(2))
 
 @hypothesis.settings(max_examples=400, deadline=None)
 @hypothesis.given(
-    st.lists(st.tuples(st.integers(0, 6400) | st.integers(0, 250), st.integers(1, 255)), max_size=4),
+    st.lists(
+        st.tuples(st.integers(0, 6400) | st.integers(0, 250), st.integers(1, 255)), max_size=4
+    ),
     st.none() | st.integers(0, len(SMALL)),
     st.sampled_from([SMALL, pickle.dumps(batch(2), 2), pickle.dumps(batch(2), 5)]),
 )

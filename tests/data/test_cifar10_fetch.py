@@ -31,9 +31,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.seen.append((fault, self.headers.get("Range")))
         getattr(self, fault)(self.server.archive)
 
-    def send(self, body: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
+    def send(
+        self, body: bytes, status: int = 200, length: int | None = None, **headers: str
+    ) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body) if length is None else length)} | headers).items():
+        for name, value in (
+            {"Content-Length": str(len(body) if length is None else length)} | headers
+        ).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(body)
@@ -141,9 +145,14 @@ def use(monkeypatch, *urls: str) -> None:
 
 def assert_whole(root: Path, small: Path) -> None:
     """All files are there with the right bytes, and nothing else but the lock."""
-    assert {path.name for path in root.iterdir()} - {cifar10.ARCHIVE} == {cifar10.FOLDER, "cifar-10-lock"}
+    assert {path.name for path in root.iterdir()} - {cifar10.ARCHIVE} == {
+        cifar10.FOLDER,
+        "cifar-10-lock",
+    }
     for name in cifar10.MD5:
-        assert (root / cifar10.FOLDER / name).read_bytes() == (small / cifar10.FOLDER / name).read_bytes()
+        assert (root / cifar10.FOLDER / name).read_bytes() == (
+            small / cifar10.FOLDER / name
+        ).read_bytes()
 
 
 def assert_nothing_looks_finished(root: Path) -> None:
@@ -154,7 +163,10 @@ def assert_nothing_looks_finished(root: Path) -> None:
 @pytest.mark.parametrize("fault", ["good", "redirect", "norange"])
 def test_fetch(fault, server, small, tmp_path, monkeypatch):
     use(monkeypatch, server.url(fault))
-    assert cifar10.fetch(tmp_path / "new" / "place", progress=False) == tmp_path / "new" / "place" / cifar10.FOLDER
+    assert (
+        cifar10.fetch(tmp_path / "new" / "place", progress=False)
+        == tmp_path / "new" / "place" / cifar10.FOLDER
+    )
     assert_whole(tmp_path / "new" / "place", small)
     asked = len(server.seen)
     cifar10.fetch(tmp_path / "new" / "place", progress=False)
@@ -174,11 +186,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_named_leaves_nothing_and_the_next_try_works(fault, server, small, tmp_path, monkeypatch):
+def test_a_fault_is_named_leaves_nothing_and_the_next_try_works(
+    fault, server, small, tmp_path, monkeypatch
+):
     use(monkeypatch, server.url(fault))
     with pytest.raises(NotFetched, match=FAULTS[fault]) as caught:
         cifar10.fetch(tmp_path, progress=False)
-    assert cifar10.OFFICIAL_URL in str(caught.value) and str(tmp_path) in str(caught.value)  # what to do by hand
+    assert cifar10.OFFICIAL_URL in str(caught.value) and str(tmp_path) in str(
+        caught.value
+    )  # what to do by hand
     assert_nothing_looks_finished(tmp_path)
     use(monkeypatch, server.url("good"))
     cifar10.fetch(tmp_path, progress=False)
@@ -238,7 +254,9 @@ def test_a_proxy_is_used_and_a_dead_one_named(server, small, tmp_path, monkeypat
     assert_whole(tmp_path, small)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full disk to write to")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="this system has no full disk to write to"
+)
 def test_a_full_disk(server, small, tmp_path, monkeypatch):
     part = tmp_path / "cifar-10-download" / (cifar10.ARCHIVE + ".part")
     part.parent.mkdir()
@@ -262,7 +280,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_a_member_that_would_land_outside_is_refused(member, small, tmp_path, monkeypatch):
     place = tmp_path / "data"
     place.mkdir()
-    (place / cifar10.ARCHIVE).write_bytes(archive := make_archive(small / cifar10.FOLDER, extra=member))
+    (place / cifar10.ARCHIVE).write_bytes(
+        archive := make_archive(small / cifar10.FOLDER, extra=member)
+    )
     expect(monkeypatch, archive)
     with pytest.raises(DataError, match="evil"):
         cifar10.fetch(place, progress=False)
@@ -286,7 +306,9 @@ def test_an_archive_put_there_by_hand(server, small, tmp_path, monkeypatch):
         load_dataset("auto", tmp_path, n_valid=10)
     (tmp_path / cifar10.ARCHIVE).write_bytes(server.archive)
     assert len(load_dataset("auto", tmp_path, download=False, n_valid=10).train) == 90
-    assert (tmp_path / cifar10.ARCHIVE).exists() and not server.seen  # theirs is kept, and nobody was asked
+    assert (
+        tmp_path / cifar10.ARCHIVE
+    ).exists() and not server.seen  # theirs is kept, and nobody was asked
 
 
 CHILD = """
@@ -298,7 +320,9 @@ cifar10.fetch(root, progress=False)
 
 
 def fetch_in_child(root: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(root), str(cifar10.SIZE), cifar10.SHA256])
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(root), str(cifar10.SIZE), cifar10.SHA256]
+    )
 
 
 def test_two_processes_at_once(server, small, tmp_path, monkeypatch):
@@ -344,7 +368,9 @@ def test_auto_takes_what_can_be_had_and_says_so(server, tmp_path, monkeypatch, c
     said = capsys.readouterr().out
     assert "stand-in" in said and "404" in said and str(tmp_path) not in said
     load_dataset("auto", tmp_path, **sizes)
-    assert len(server.seen) == 1 and not capsys.readouterr().out  # asked once in a process, said once
+    assert (
+        len(server.seen) == 1 and not capsys.readouterr().out
+    )  # asked once in a process, said once
     with pytest.raises(NotFetched):
         load_dataset("cifar10", tmp_path, **sizes)
     assert len(server.seen) == 2  # who names it is asked for it again
@@ -358,6 +384,11 @@ def test_without_download_nothing_is_asked(server, tmp_path, monkeypatch):
     use(monkeypatch, server.url("good"))
     with pytest.raises(NotFetched, match="not on disk"):
         load_dataset("cifar10", tmp_path, download=False)
-    assert load_dataset("auto", tmp_path, download=False, n_train=10, n_valid=10, n_test=10).source == "stand-in"
+    assert (
+        load_dataset("auto", tmp_path, download=False, n_train=10, n_valid=10, n_test=10).source
+        == "stand-in"
+    )
     assert not server.seen
-    assert load_dataset("auto", tmp_path, n_valid=10, progress=False).source != "stand-in"  # now it may
+    assert (
+        load_dataset("auto", tmp_path, n_valid=10, progress=False).source != "stand-in"
+    )  # now it may

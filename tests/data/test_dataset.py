@@ -21,12 +21,18 @@ from nnlib.errors import DataError
 fresh, small, root = small_cifar10.fresh, small_cifar10.small, small_cifar10.root
 
 
-def own(n: int = 100, k: int = 5, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0, **options) -> Dataset:
+def own(
+    n: int = 100, k: int = 5, shape: tuple[int, ...] = (3, 4, 4), seed: int = 0, **options
+) -> Dataset:
     rng = np.random.default_rng(seed)
-    return Dataset.from_arrays(rng.integers(0, 256, (n, *shape), np.uint8), np.arange(n) % k, **options)
+    return Dataset.from_arrays(
+        rng.integers(0, 256, (n, *shape), np.uint8), np.arange(n) % k, **options
+    )
 
 
-@hypothesis.given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.floats(0, 1), st.integers(0, 5))
+@hypothesis.given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=200), st.floats(0, 1), st.integers(0, 5)
+)
 def test_each_class_is_within_one_image_of_its_share(labels, fraction, seed):
     labels = np.array(labels)
     n = int(fraction * len(labels))
@@ -55,12 +61,16 @@ def test_more_images_than_there_are(n, size):
 
 def test_own_arrays_are_split_without_loss():
     images = np.arange(100 * 6, dtype=np.float64).reshape(100, 6)
-    data = Dataset.from_arrays(images, np.arange(100) % 4, ["a", "b", "c", "d"], n_valid=20, n_test=12)
+    data = Dataset.from_arrays(
+        images, np.arange(100) % 4, ["a", "b", "c", "d"], n_valid=20, n_test=12
+    )
     assert (len(data.train), len(data.valid), len(data.test)) == (68, 20, 12)
     assert data.classes == ("a", "b", "c", "d") and data.source == "arrays" and not data.note
     for split in (data.train, data.valid, data.test):
         assert split.images.dtype == np.float32 and split.labels.dtype == np.int64
-        np.testing.assert_array_equal(split.labels, split.images[:, 0] / 6 % 4)  # each label went with its image
+        np.testing.assert_array_equal(
+            split.labels, split.images[:, 0] / 6 % 4
+        )  # each label went with its image
     rows = np.concatenate([s.images[:, 0] for s in (data.train, data.valid, data.test)])
     np.testing.assert_array_equal(np.sort(rows), images[:, 0])
 
@@ -113,7 +123,9 @@ def test_the_fingerprint_sees_every_image_label_and_shape():
     for split in (data.train, data.valid, data.test):
         for array in (split.images, split.labels):
             array[-1] ^= 1
-            prints.add(Dataset(data.train, data.valid, data.test, data.classes, data.source).fingerprint)
+            prints.add(
+                Dataset(data.train, data.valid, data.test, data.classes, data.source).fingerprint
+            )
     assert len(prints) == 8
 
 
@@ -126,16 +138,22 @@ def test_what_a_notebook_shows():
     assert "100 train" in page and "not from CIFAR-10" in page and "data:image/png;base64," in page
     assert 'alt="One training image each: disc, ring' in page
     assert page == data._repr_html_()  # the same bytes when nothing changed
-    assert "<img" not in own(shape=(7,))._repr_html_() and "<img" not in own(shape=(1, 4, 4))._repr_html_()
+    assert (
+        "<img" not in own(shape=(7,))._repr_html_()
+        and "<img" not in own(shape=(1, 4, 4))._repr_html_()
+    )
     named = own(classes=["<b>", "b", "c", "d", "e"])._repr_html_()
     assert "&lt;b&gt;" in named and "<b>" not in named
 
 
 def test_importing_loads_little_beside_numpy():
-    code = (
-        "import sys, nnlib.datasets; print(sorted({'pooch', 'requests', 'filelock', 'PIL', 'tqdm'} & set(sys.modules)))"
+    code = "import sys, nnlib.datasets; print(sorted({'pooch', 'requests', 'filelock', 'PIL', 'tqdm'} & set(sys.modules)))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 # ---- the stand-in ----
@@ -143,8 +161,13 @@ def test_importing_loads_little_beside_numpy():
 
 def test_the_same_seed_gives_the_same_bytes_on_every_machine():
     images, labels = standin.draw(1100, seed=0)
-    assert images.shape == (1100, 3, 32, 32) and images.dtype == np.uint8 and labels.dtype == np.int64
-    assert hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()[:16] == "391fd5d7959a0068"
+    assert (
+        images.shape == (1100, 3, 32, 32) and images.dtype == np.uint8 and labels.dtype == np.int64
+    )
+    assert (
+        hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()[:16]
+        == "391fd5d7959a0068"
+    )
     fewer = standin.draw(30, seed=0)
     np.testing.assert_array_equal(fewer[0], images[:30])
     np.testing.assert_array_equal(fewer[1], labels[:30])
@@ -158,7 +181,10 @@ def test_the_stand_in_is_balanced_and_varied():
     assert np.bincount(data.valid.labels).tolist() == [10] * 10
     assert len(np.unique(data.train.images.reshape(800, -1), axis=0)) == 800
     assert data.train.images.min() == 0 and data.train.images.max() == 255
-    assert load_dataset("standin", n_train=800, n_valid=100, n_test=100, seed=5).fingerprint == data.fingerprint
+    assert (
+        load_dataset("standin", n_train=800, n_valid=100, n_test=100, seed=5).fingerprint
+        == data.fingerprint
+    )
 
 
 def test_every_shape_is_drawn_inside_its_size():
@@ -177,14 +203,17 @@ def test_every_shape_is_drawn_inside_its_size():
 
 
 def test_turns_are_exact():
-    assert (np.square(standin.TURNS).sum(axis=1) == 65**2).all() and len(np.unique(standin.TURNS, axis=0)) > 15
+    assert (np.square(standin.TURNS).sum(axis=1) == 65**2).all() and len(
+        np.unique(standin.TURNS, axis=0)
+    ) > 15
 
 
 def test_a_linear_model_learns_something_but_not_much():
     """Ridge regression on pictures of half the size: colours give some of the classes away, shapes do not."""
     data = load_dataset("standin", n_train=6000, n_valid=10, n_test=2000)
     halves = [
-        s.images.reshape(-1, 3, 16, 2, 16, 2).mean((3, 5)).reshape(-1, 768) - 128 for s in (data.train, data.test)
+        s.images.reshape(-1, 3, 16, 2, 16, 2).mean((3, 5)).reshape(-1, 768) - 128
+        for s in (data.train, data.test)
     ]
     X, X_test = (np.c_[np.full(len(half), 128), half] / 255 for half in halves)
     W = np.linalg.solve(X.T @ X + 100 * np.eye(769), X.T @ np.eye(10)[data.train.labels])
@@ -225,7 +254,12 @@ def test_a_stale_cache_is_rebuilt(root):
 def test_a_damaged_cache_is_rebuilt(place, root):
     first = load_dataset("cifar10", root, n_valid=10)
     whole = cache_of(root).read_bytes()
-    spoiled = {"cut": whole[:-8], "empty": b"", "zeros": bytes(len(whole)), "text": b"x" * len(whole)}.get(place)
+    spoiled = {
+        "cut": whole[:-8],
+        "empty": b"",
+        "zeros": bytes(len(whole)),
+        "text": b"x" * len(whole),
+    }.get(place)
     if spoiled is None:
         data = bytearray(whole)
         data[place] ^= 1
@@ -256,13 +290,18 @@ sys.stdin.readline()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory is shared (pss)")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells how much memory is shared (pss)"
+)
 def test_eight_processes_hold_one_copy(tmp_path):
     write_layout(tmp_path, n=1000)
     size = 6000 * 3072
     load_dataset("cifar10", tmp_path, n_valid=10)
     command = [sys.executable, "-c", READER, str(tmp_path)]
-    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
     try:
         assert all(child.stdout.readline() == "ready\n" for child in children)
         told = []
@@ -304,13 +343,24 @@ def test_names_and_sizes_that_do_not_fit(root):
 
 def test_small_images_with_channels_first_are_taken():
     for shape in ((2, 4, 4), (8, 4, 4), (3, 8, 3), (1, 2, 2)):
-        assert Dataset.from_arrays(np.zeros((40, *shape), np.uint8), np.arange(40) % 2).train.images.shape[1:] == shape
+        assert (
+            Dataset.from_arrays(
+                np.zeros((40, *shape), np.uint8), np.arange(40) % 2
+            ).train.images.shape[1:]
+            == shape
+        )
 
 
 def test_channels_last_and_labels_from_one_are_refused():
     images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
     with pytest.raises(DataError, match=r"channels last: give images\.transpose\(0, 3, 1, 2\)"):
         Dataset.from_arrays(images, labels)
-    with pytest.raises(DataError, match=r"labels run from 1 to 2, and 3 classes from 0: np\.unique"):
+    with pytest.raises(
+        DataError, match=r"labels run from 1 to 2, and 3 classes from 0: np\.unique"
+    ):
         Dataset.from_arrays(images.transpose(0, 3, 1, 2), labels + 1)
-    assert Dataset.from_arrays(images.transpose(0, 3, 1, 2), labels + 1, "abc").classes == ("a", "b", "c")
+    assert Dataset.from_arrays(images.transpose(0, 3, 1, 2), labels + 1, "abc").classes == (
+        "a",
+        "b",
+        "c",
+    )

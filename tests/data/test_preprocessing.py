@@ -16,7 +16,10 @@ KINDS = ("scale", "standardise", "whiten", "zca")
 def pictures(n: int = 300, seed: int = 0, shape: tuple[int, ...] = (3, 4, 5)) -> np.ndarray:
     """Pictures (n, 3, 4, 5) whose channels differ and whose neighbouring pixels are alike."""
     rng = np.random.default_rng(seed)
-    base = rng.normal(0, 40, (n, *shape)).cumsum(axis=-1) / 2 + np.array([90, 120, 150])[: shape[0], None, None]
+    base = (
+        rng.normal(0, 40, (n, *shape)).cumsum(axis=-1) / 2
+        + np.array([90, 120, 150])[: shape[0], None, None]
+    )
     return np.clip(base, 0, 255).astype(np.uint8)
 
 
@@ -29,10 +32,17 @@ def test_scale_divides_by_255():
 
 def test_standardise_gives_each_channel_mean_0_and_variance_1():
     images = pictures()
-    x = fit_preprocessing("standardise", images).transform(images).reshape(images.shape).astype(np.float64)
+    x = (
+        fit_preprocessing("standardise", images)
+        .transform(images)
+        .reshape(images.shape)
+        .astype(np.float64)
+    )
     np.testing.assert_allclose(x.mean(axis=(0, 2, 3)), 0, atol=1e-6)
     np.testing.assert_allclose(x.var(axis=(0, 2, 3)), 1, rtol=1e-6)
-    flat = images.reshape(len(images), -1).astype(np.float64)  # without channels: one mean and variance for all
+    flat = images.reshape(len(images), -1).astype(
+        np.float64
+    )  # without channels: one mean and variance for all
     x = fit_preprocessing("standardise", images.reshape(len(images), -1)).transform(images)
     np.testing.assert_allclose(x, (flat - flat.mean()) / flat.std(), atol=1e-5)
 
@@ -65,7 +75,9 @@ def test_zca_is_whitening_turned_back_so_that_inputs_stay_at_their_pixels(floor)
     x = zca.transform(images)
     np.testing.assert_allclose(x, expected, atol=2e-3)
     np.testing.assert_allclose(zca.matrix, zca.matrix.T, atol=1e-4 * abs(zca.matrix).max())
-    np.testing.assert_allclose(np.linalg.norm(x, axis=1), np.linalg.norm(pca.transform(images), axis=1), rtol=1e-3)
+    np.testing.assert_allclose(
+        np.linalg.norm(x, axis=1), np.linalg.norm(pca.transform(images), axis=1), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("floor", [0.05, 0.5])
@@ -80,7 +92,9 @@ def test_zca_with_few_components_gives_the_other_axes_one_factor(floor):
     np.testing.assert_allclose(thin.transform(images), expected, atol=2e-3)
     assert thin.n_inputs == 60 and thin.axes.shape == (60, 7) and thin.matrix is None
     whole = fit_preprocessing("zca", images, floor=floor, components=60)
-    np.testing.assert_allclose(whole.transform(images), fit_preprocessing("zca", images, floor=floor).transform(images))
+    np.testing.assert_allclose(
+        whole.transform(images), fit_preprocessing("zca", images, floor=floor).transform(images)
+    )
 
 
 @pytest.mark.parametrize("components", [0, 7])
@@ -92,14 +106,19 @@ def test_mirrored_zca_is_fitted_on_the_images_and_their_mirror_images(components
     np.testing.assert_allclose(fitted.transform(images), expected, atol=2e-3)
     x = fitted.transform(images).reshape(images.shape)
     mirrored = fitted.transform(images[..., ::-1]).reshape(images.shape)
-    np.testing.assert_allclose(mirrored, x[..., ::-1], atol=2e-3)  # mirroring and whitening may change places
+    np.testing.assert_allclose(
+        mirrored, x[..., ::-1], atol=2e-3
+    )  # mirroring and whitening may change places
     plain = fit_preprocessing("zca", images, components=components).transform(images)
     assert abs(plain - x.reshape(plain.shape)).max() > 0.05
 
 
 def test_components_are_the_first_columns():
     images = pictures()
-    whole, few = fit_preprocessing("whiten", images), fit_preprocessing("whiten", images, components=7)
+    whole, few = (
+        fit_preprocessing("whiten", images),
+        fit_preprocessing("whiten", images, components=7),
+    )
     assert few.n_inputs == 7 and whole.n_inputs == 60
     x, y = whole.transform(images)[:, :7], few.transform(images)
     np.testing.assert_allclose(abs(y), abs(x), atol=1e-3)  # an axis may point either way
@@ -141,7 +160,11 @@ def test_only_training_images_are_looked_at(kind):
     data = nnlib.Dataset.from_arrays(images, labels)
     black = np.zeros_like(data.valid.images)
     other = nnlib.Dataset(
-        data.train, nnlib.Split(black, data.valid.labels), nnlib.Split(black, data.test.labels), data.classes, "x"
+        data.train,
+        nnlib.Split(black, data.valid.labels),
+        nnlib.Split(black, data.test.labels),
+        data.classes,
+        "x",
     )
     hp = nnlib.Hyperparameters(hidden_sizes=(4,), preprocessing=kind)
     fitted, twin = build_model(hp, data).preprocessing, build_model(hp, other).preprocessing
@@ -160,14 +183,20 @@ def test_folding_takes_raw_pixels(kind, components):
     V, c = fitted.fold(W, b)
     flat = images.reshape(len(images), -1).astype(np.float64)
     np.testing.assert_allclose(flat @ V + c, fitted.transform(images) @ W + b, atol=1e-4)
-    np.testing.assert_array_equal(fitted.filters(W), V.T)  # one row a unit: what it weighs each pixel by
+    np.testing.assert_array_equal(
+        fitted.filters(W), V.T
+    )  # one row a unit: what it weighs each pixel by
 
 
 def test_refusals():
-    with pytest.raises(nnlib.HyperparameterError, match=r"^preprocessing: 'whitn' is not known.*'whiten'\?"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^preprocessing: 'whitn' is not known.*'whiten'\?"
+    ):
         fit_preprocessing("whitn", pictures(3))
     fitted = fit_preprocessing("scale", pictures(3))
-    with pytest.raises(nnlib.HyperparameterError, match=r"^images: 12 numbers an image, .* made for 60"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^images: 12 numbers an image, .* made for 60"
+    ):
         fitted.transform(np.zeros((2, 3, 2, 2), np.uint8))
 
 
@@ -193,7 +222,12 @@ def test_augmentation_is_a_mirror_image_and_a_shift(seed, n, flip, shift):
     steps = range(-shift, shift + 1)
     for image, got in zip(images, result, strict=True):
         ways = [image, image[..., ::-1]] if flip else [image]
-        assert any((moved(way, down, right) == got).all() for way in ways for down in steps for right in steps)
+        assert any(
+            (moved(way, down, right) == got).all()
+            for way in ways
+            for down in steps
+            for right in steps
+        )
     np.testing.assert_array_equal(images, kept)
 
 
@@ -202,7 +236,9 @@ def test_augmentation_does_every_thing_it_may_and_is_seeded():
     a, b = (augment(images, np.random.default_rng(3), flip=True, shift=1) for _ in range(2))
     np.testing.assert_array_equal(a, b)
     _, counts = np.unique(a.reshape(2000, -1), axis=0, return_counts=True)
-    assert len(counts) == 2 * 3 * 3 and counts.min() > 60  # 111 expected of each, standard deviation 10
+    assert (
+        len(counts) == 2 * 3 * 3 and counts.min() > 60
+    )  # 111 expected of each, standard deviation 10
     mirrored = augment(images, np.random.default_rng(3), flip=True)
     n = (mirrored == images[..., ::-1]).all(axis=(1, 2, 3)).sum()
     assert abs(n - 1000) < 4 * np.sqrt(500)
@@ -219,9 +255,13 @@ def test_augmentation_draws_the_same_numbers_whatever_the_images_are():
 def test_augmentation_in_a_workspace_is_the_same():
     workspace = Workspace()
     first = augment(pictures(9), np.random.default_rng(1), flip=True, shift=2, workspace=workspace)
-    again = augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2, workspace=workspace)
+    again = augment(
+        pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2, workspace=workspace
+    )
     assert np.shares_memory(first, again)
-    np.testing.assert_array_equal(again, augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2))
+    np.testing.assert_array_equal(
+        again, augment(pictures(7, seed=5), np.random.default_rng(2), flip=True, shift=2)
+    )
 
 
 def test_augmentation_refuses_what_is_no_image():
@@ -234,7 +274,9 @@ def test_images_of_another_layout_or_kind_are_refused():
     model = nnlib.MLP((192, 5, 2), preprocessing=preprocessing)
     images = np.zeros((4, 3, 8, 8), np.uint8)
     assert model.predict(images).shape == (4,)
-    with pytest.raises(nnlib.DataError, match=r"channels last: give images\.transpose\(0, 3, 1, 2\)"):
+    with pytest.raises(
+        nnlib.DataError, match=r"channels last: give images\.transpose\(0, 3, 1, 2\)"
+    ):
         model.predict(images.transpose(0, 2, 3, 1))
     with pytest.raises(nnlib.HyperparameterError, match=r"^images: float32 .* takes uint8 pixels"):
         model.predict(images.astype(np.float32))

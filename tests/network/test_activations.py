@@ -8,8 +8,21 @@ import pytest
 import nnlib
 from nnlib.network.activations import ACTIVATIONS, Activation, get_activation, register_activation
 
-NAMES = ("identity", "relu", "leaky_relu", "leaky_relu(0.2)", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh")
-GRID = np.concatenate([-np.geomspace(1e-3, 30, 60)[::-1], np.geomspace(1e-3, 30, 60)])  # zero, the kink, left out
+NAMES = (
+    "identity",
+    "relu",
+    "leaky_relu",
+    "leaky_relu(0.2)",
+    "elu",
+    "gelu",
+    "silu",
+    "softplus",
+    "sigmoid",
+    "tanh",
+)
+GRID = np.concatenate(
+    [-np.geomspace(1e-3, 30, 60)[::-1], np.geomspace(1e-3, 30, 60)]
+)  # zero, the kink, left out
 FAR = np.array([-1e4, -1e3, -100, -88.8, -30, -1, -1e-4, 0, 1e-4, 1, 30, 88.8, 100, 1e3, 1e4])
 
 
@@ -26,7 +39,9 @@ TEXTBOOK = {
     "elu": (lambda z: z if z > 0 else math.expm1(z), lambda z: 1.0 if z > 0 else math.exp(z)),
     "gelu": (
         lambda z: z * 0.5 * math.erfc(-z / math.sqrt(2)),
-        lambda z: 0.5 * math.erfc(-z / math.sqrt(2)) + z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi),
+        lambda z: (
+            0.5 * math.erfc(-z / math.sqrt(2)) + z * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        ),
     ),
     "silu": (lambda z: z * logistic(z), lambda z: logistic(z) * (1 + z * logistic(-z))),
     "softplus": (lambda z: max(z, 0.0) + math.log1p(math.exp(-abs(z))), logistic),
@@ -36,10 +51,22 @@ TEXTBOOK = {
 
 
 def test_the_nine_are_registered():
-    assert {"identity", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh"} <= set(ACTIVATIONS)
+    assert {
+        "identity",
+        "relu",
+        "leaky_relu",
+        "elu",
+        "gelu",
+        "silu",
+        "softplus",
+        "sigmoid",
+        "tanh",
+    } <= set(ACTIVATIONS)
 
 
-@pytest.mark.parametrize("dtype, rtol, atol", [(np.float32, 1e-6, 4e-7), (np.float64, 1e-14, 2e-15)])
+@pytest.mark.parametrize(
+    "dtype, rtol, atol", [(np.float32, 1e-6, 4e-7), (np.float64, 1e-14, 2e-15)]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_textbook_values_up_to_1e4_without_warnings(name, dtype, rtol, atol):
     value, derivative = (np.array([f(z) for z in FAR]) for f in TEXTBOOK[name])
@@ -60,7 +87,9 @@ def test_derivative_is_that_of_the_value(name):
     np.testing.assert_allclose(d, function.value(GRID + 1j * h).imag / h, rtol=1e-13, atol=1e-15)
     h = 1e-6
     central = (function.value(GRID + h) - function.value(GRID - h)) / (2 * h)
-    np.testing.assert_allclose(d, central, rtol=0, atol=4e-16 * 30 / h)  # the rounding of values up to 30
+    np.testing.assert_allclose(
+        d, central, rtol=0, atol=4e-16 * 30 / h
+    )  # the rounding of values up to 30
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,19 +161,36 @@ class OutForgotten(Cube):
 
 
 def test_ones_own_takes_one_decorator_and_is_checked_like_the_others(monkeypatch):
-    monkeypatch.setattr("nnlib.network.activations.ACTIVATIONS", dict(ACTIVATIONS))  # nothing stays registered
+    monkeypatch.setattr(
+        "nnlib.network.activations.ACTIVATIONS", dict(ACTIVATIONS)
+    )  # nothing stays registered
     assert register_activation("cube")(Cube) is Cube
     register_activation("wrong_cube")(WrongCube)
     x, labels = np.random.default_rng(0).standard_normal((3, 4)), np.array([0, 1, 2])
     for method in ("central", "complex"):
-        right, wrong = (nnlib.MLP((4, 5, 5, 3), ("tanh", name), seed=1) for name in ("cube", "wrong_cube"))
+        right, wrong = (
+            nnlib.MLP((4, 5, 5, 3), ("tanh", name), seed=1) for name in ("cube", "wrong_cube")
+        )
         assert nnlib.check_gradients(right, x, labels, method=method).ok
         assert not nnlib.check_gradients(wrong, x, labels, method=method).ok
     assert nnlib.Hyperparameters(activation="cube").activation == "cube"
-    assert register_activation("cube")(WrongCube) is WrongCube  # again, as a cell that runs twice does
-    for given, words in ((Cube, "write @nnlib.register_activation"), ("relu", "that nnlib does not use itself")):
+    assert (
+        register_activation("cube")(WrongCube) is WrongCube
+    )  # again, as a cell that runs twice does
+    for given, words in (
+        (Cube, "write @nnlib.register_activation"),
+        ("relu", "that nnlib does not use itself"),
+    ):
         with pytest.raises(nnlib.HyperparameterError, match=words):
             register_activation(given)
-    for unfit in (float, abs, Activation, type("NoDerivative", (Activation,), {"value": Cube.value}), OutForgotten):
-        with pytest.raises(nnlib.HyperparameterError, match="cannot be registered; a subclass of nnlib"):
+    for unfit in (
+        float,
+        abs,
+        Activation,
+        type("NoDerivative", (Activation,), {"value": Cube.value}),
+        OutForgotten,
+    ):
+        with pytest.raises(
+            nnlib.HyperparameterError, match="cannot be registered; a subclass of nnlib"
+        ):
             register_activation("unfit")(unfit)

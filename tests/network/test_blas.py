@@ -13,16 +13,28 @@ sizes = st.integers(1, 7)
 
 def draw(rng: np.random.Generator, rows: int, columns: int, dtype, layout: str) -> np.ndarray:
     """A matrix that lies in memory by rows, by columns, or as every other row and column of a larger one."""
-    a = rng.standard_normal((2 * rows, 2 * columns)) + 1j * rng.standard_normal((2 * rows, 2 * columns))
+    a = rng.standard_normal((2 * rows, 2 * columns)) + 1j * rng.standard_normal(
+        (2 * rows, 2 * columns)
+    )
     a = (a if dtype is np.complex128 else a.real).astype(dtype)[::2, ::2]
-    return {"rows": np.ascontiguousarray, "columns": np.asfortranarray, "strided": lambda m: m}[layout](a)
+    return {"rows": np.ascontiguousarray, "columns": np.asfortranarray, "strided": lambda m: m}[
+        layout
+    ](a)
 
 
 layouts = st.sampled_from(["rows", "columns", "strided"])
 
 
 @settings(deadline=None)
-@given(sizes, sizes, sizes, st.sampled_from(list(EPSILON)), layouts, layouts, st.sampled_from([0.0, 1.0, 0.9]))
+@given(
+    sizes,
+    sizes,
+    sizes,
+    st.sampled_from(list(EPSILON)),
+    layouts,
+    layouts,
+    st.sampled_from([0.0, 1.0, 0.9]),
+)
 def test_product(m, k, n, dtype, layout_a, layout_b, factor):
     rng = np.random.default_rng([m, k, n])
     a, b = draw(rng, m, k, dtype, layout_a), draw(rng, k, n, dtype, layout_b)

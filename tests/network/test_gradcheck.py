@@ -52,7 +52,9 @@ def test_every_parameter_of_every_activation_at_every_depth(activation, method):
             found = [(row.term, row.name, row.checked + row.skipped) for row in report.rows]
             assert found == [(t, n, p.size) for t in terms for n, p in model.parameters.items()]
             if method == "complex":
-                assert report.max_relative_error < 1e-10 and not any(row.skipped for row in report.rows), report
+                assert report.max_relative_error < 1e-10 and not any(
+                    row.skipped for row in report.rows
+                ), report
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -64,7 +66,9 @@ def test_after_some_steps_of_training(activation):
         model.backward(dlogits, 0.01, out=sgd.into, factor=sgd.factor)
         sgd.step(0.05)
     for method in METHODS:
-        check_gradients(model, x[:3], labels[:3], 0.01, loss=smoothed, method=method).raise_if_failed()
+        check_gradients(
+            model, x[:3], labels[:3], 0.01, loss=smoothed, method=method
+        ).raise_if_failed()
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,7 +86,9 @@ def test_any_shape(sizes, n, activations, l2, smoothing, dropout, seed):
     model, x, labels = problem(sizes, activations[: len(sizes) - 2], seed, n)
     masks = model.dropout_masks(n, np.random.default_rng(seed), dropout, dropout / 2)
     loss = partial(softmax_cross_entropy, label_smoothing=smoothing)
-    report = check_gradients(model, x, labels, l2, loss=loss, masks=masks, method="complex", samples=8)
+    report = check_gradients(
+        model, x, labels, l2, loss=loss, masks=masks, method="complex", samples=8
+    )
     # the probabilities are exact to 1e-16, so a derivative of 1e-8, the smallest compared relatively, is to 1e-8
     assert all(row.relative_error < 1e-8 for row in report.rows), report
 
@@ -98,7 +104,9 @@ def test_data_term_and_l2_apart(method):
     assert alone.ok and check_gradients(model, x, labels, 0, method=method).ok
     _, gradients = model.loss_and_gradients(x, labels, 0.5, loss=nothing)
     for name, p in model.parameters.items():
-        np.testing.assert_allclose(gradients[name], 0.5 * p if name[0] == "W" else 0 * p, rtol=1e-15)
+        np.testing.assert_allclose(
+            gradients[name], 0.5 * p if name[0] == "W" else 0 * p, rtol=1e-15
+        )
 
 
 # Planted faults: each is a way in which real code has been wrong.
@@ -112,7 +120,9 @@ class ForgetsL2(MLP):
 class PenalisesBiases(MLP):
     def backward(self, dlogits, l2=0.0, **out):
         gradients = super().backward(dlogits, l2, **out)
-        return {name: g + l2 * self.parameters[name] * (name[0] == "b") for name, g in gradients.items()}
+        return {
+            name: g + l2 * self.parameters[name] * (name[0] == "b") for name, g in gradients.items()
+        }
 
 
 class TransposesProduct(MLP):
@@ -142,7 +152,9 @@ FRESH = np.random.default_rng(0)
 
 class DrawsNewMask(MLP):
     def forward(self, x, masks=()):
-        return super().forward(x, self.dropout_masks(len(x), FRESH, 0.5) if self.dtype.kind == "f" else masks)
+        return super().forward(
+            x, self.dropout_masks(len(x), FRESH, 0.5) if self.dtype.kind == "f" else masks
+        )
 
 
 class GivesNaN(MLP):
@@ -207,7 +219,12 @@ FAULTS = {  # name: (network, right loss, wrong loss, activation)
     "transposed product": (TransposesProduct, plain, plain, "tanh"),
     "bias summed over the wrong axis": (SumsBiasOverWrongAxis, plain, plain, "tanh"),
     "wrong leaky slope": (partial(with_function, WrongSlope()), plain, plain, "leaky_relu"),
-    "relu's derivative of its output with >=": (partial(with_function, DerivativeOfOutput()), plain, plain, "relu"),
+    "relu's derivative of its output with >=": (
+        partial(with_function, DerivativeOfOutput()),
+        plain,
+        plain,
+        "relu",
+    ),
     "dropout mask forgotten backward": (ForgetsMask, plain, plain, "tanh"),
     "dropout mask drawn anew": (DrawsNewMask, plain, plain, "tanh"),
     "NaN": (GivesNaN, plain, plain, "tanh"),
@@ -268,13 +285,17 @@ def near_a_kink(offset: float) -> tuple:
     return model, np.ones((1, 1)), np.array([0])
 
 
-@pytest.mark.parametrize("offset, skipped", [(5e-6, 1), (-5e-6, 1), (0.0, 1), (2e-5, 0), (-2e-5, 0)])
+@pytest.mark.parametrize(
+    "offset, skipped", [(5e-6, 1), (-5e-6, 1), (0.0, 1), (2e-5, 0), (-2e-5, 0)]
+)
 def test_differences_across_a_kink_are_counted_and_left_out(offset, skipped):
     report = check_gradients(*near_a_kink(offset))  # h = 1e-5
     assert report.ok
     assert [(row.checked, row.skipped) for row in report.rows[:2]] == [(2 - skipped, skipped)] * 2
     assert [row.skipped for row in report.rows[2:]] == [0, 0]
-    exact = check_gradients(*near_a_kink(offset), method="complex")  # never crosses one, may stand on it
+    exact = check_gradients(
+        *near_a_kink(offset), method="complex"
+    )  # never crosses one, may stand on it
     assert exact.ok and exact.rows[0].skipped == (offset == 0)
 
 
@@ -284,7 +305,9 @@ def test_a_kink_that_is_crossed_would_spoil_the_difference(monkeypatch):
 
 
 def test_nothing_compared_is_not_ok():
-    report = check_gradients(MLP((2, 2, 2), "relu", dtype=np.float64), np.zeros((1, 2)), np.array([0]))
+    report = check_gradients(
+        MLP((2, 2, 2), "relu", dtype=np.float64), np.zeros((1, 2)), np.array([0])
+    )
     row = {row.name: row for row in report.rows}["b1"]
     assert (row.checked, row.skipped) == (0, 2) and not report.ok
 
@@ -309,7 +332,10 @@ def test_the_model_is_left_as_it_was_and_may_be_float32():
 
 def test_bad_input_is_refused():
     model, x, labels = problem()
-    with pytest.raises(nnlib.HyperparameterError, match=r"^method: 'centre' is not known\. Did you mean 'central'\?"):
+    with pytest.raises(
+        nnlib.HyperparameterError,
+        match=r"^method: 'centre' is not known\. Did you mean 'central'\?",
+    ):
         check_gradients(model, x, labels, method="centre")
     with pytest.raises(nnlib.HyperparameterError, match=r"^labels: 3 is not one of the classes"):
         check_gradients(model, x, np.array([0, 1, 3]))

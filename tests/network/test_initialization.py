@@ -9,7 +9,12 @@ import nnlib
 from nnlib.network.initialization import INITIALISATIONS, initial_weights
 
 FAN_IN, FAN_OUT = 400, 300
-STD = {"he": math.sqrt(2 / 400), "xavier": math.sqrt(2 / 700), "lecun": math.sqrt(1 / 400), "small": 0.01}
+STD = {
+    "he": math.sqrt(2 / 400),
+    "xavier": math.sqrt(2 / 700),
+    "lecun": math.sqrt(1 / 400),
+    "small": 0.01,
+}
 NAMES = [name for name in INITIALISATIONS if name != "auto"]
 
 
@@ -54,7 +59,9 @@ def test_auto_follows_each_layers_activation():
 
 @pytest.mark.parametrize("name", ["hee", "he_gaussian", "he_", "small_uniform", "", "orthogonal"])
 def test_unknown_names_are_refused(name):
-    with pytest.raises(nnlib.HyperparameterError, match=f"^initialisation: {name!r} is not known.*Known: auto, he,"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=f"^initialisation: {name!r} is not known.*Known: auto, he,"
+    ):
         nnlib.MLP((3, 3, 2), initialisation=name)
 
 

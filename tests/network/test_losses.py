@@ -28,7 +28,9 @@ def test_two_images_by_hand():
 
 def test_label_smoothing_by_hand():
     # With s = 0.2 and K = 2 the targets are (0.1, 0.9); p = (1/4, 3/4).
-    loss, gradient = softmax_cross_entropy(np.array([[0, math.log(3)]]), np.array([1]), label_smoothing=0.2)
+    loss, gradient = softmax_cross_entropy(
+        np.array([[0, math.log(3)]]), np.array([1]), label_smoothing=0.2
+    )
     assert loss == pytest.approx(-0.1 * math.log(1 / 4) - 0.9 * math.log(3 / 4), rel=1e-15)
     np.testing.assert_allclose(gradient, [[0.25 - 0.1, 0.75 - 0.9]], rtol=1e-15)
 
@@ -36,7 +38,9 @@ def test_label_smoothing_by_hand():
 @pytest.mark.parametrize("k", [2, 10, 1000])
 def test_no_knowledge_costs_ln_k(k):
     for smoothing in (0, 0.1, 1):
-        loss, _ = softmax_cross_entropy(np.full((3, k), 7.0), np.array([0, 1, k - 1]), label_smoothing=smoothing)
+        loss, _ = softmax_cross_entropy(
+            np.full((3, k), 7.0), np.array([0, 1, k - 1]), label_smoothing=smoothing
+        )
         assert loss == pytest.approx(math.log(k), rel=1e-14)
 
 
@@ -50,7 +54,11 @@ def test_stable_at_1e4(dtype):
     third = 1 / 3
     np.testing.assert_allclose(p, [[1, 0, 0], [third, third, third], [0, 0.5, 0.5]], rtol=1e-6)
     # -log p of row 1 is (0, 2e4, 1e4), weighed 0.9 on class 1 and 0.1/3 on each; of row 3 (1e4 + ln 2, ln 2, ln 2).
-    rows = 0.9 * 2e4 + 0.1 * third * 3e4, math.log(3), 0.9 * math.log(2) + 0.1 * third * (1e4 + 3 * math.log(2))
+    rows = (
+        0.9 * 2e4 + 0.1 * third * 3e4,
+        math.log(3),
+        0.9 * math.log(2) + 0.1 * third * (1e4 + 3 * math.log(2)),
+    )
     assert loss == pytest.approx(sum(rows) / 3, rel=1e-6)
 
 
@@ -59,20 +67,28 @@ def test_stable_at_1e4(dtype):
 def test_gradient_is_the_derivative_and_value_is_the_definition(seed, n, k, smoothing):
     logits, labels = drawn(seed, n, k)
     class_weights = np.random.default_rng(seed).uniform(0.2, 3, k)
-    loss = partial(softmax_cross_entropy, labels=labels, label_smoothing=smoothing, class_weights=class_weights)
+    loss = partial(
+        softmax_cross_entropy, labels=labels, label_smoothing=smoothing, class_weights=class_weights
+    )
     value, gradient = loss(logits)
     targets = (1 - smoothing) * np.eye(k)[labels] + smoothing / k
     w = class_weights[labels] / class_weights[labels].sum()
-    assert value == pytest.approx(-(w[:, None] * targets * scipy.special.log_softmax(logits, axis=1)).sum(), rel=1e-13)
+    assert value == pytest.approx(
+        -(w[:, None] * targets * scipy.special.log_softmax(logits, axis=1)).sum(), rel=1e-13
+    )
     for index in np.ndindex(n, k):
         step = np.zeros((n, k), complex)
         step[index] = 1e-30j
-        assert loss(logits + step)[0].imag / 1e-30 == pytest.approx(gradient[index], rel=1e-11, abs=1e-15)
+        assert loss(logits + step)[0].imag / 1e-30 == pytest.approx(
+            gradient[index], rel=1e-11, abs=1e-15
+        )
 
 
 def test_softmax_agrees_with_scipy_and_ignores_a_shift():
     logits, labels = drawn(0, 50, 10)
-    np.testing.assert_allclose(log_softmax(logits), scipy.special.log_softmax(logits, axis=1), rtol=1e-13)
+    np.testing.assert_allclose(
+        log_softmax(logits), scipy.special.log_softmax(logits, axis=1), rtol=1e-13
+    )
     np.testing.assert_allclose(softmax(logits).sum(axis=1), 1, rtol=1e-14)
     loss, gradient = softmax_cross_entropy(logits, labels)
     np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-16)
@@ -105,11 +121,15 @@ def test_stronger_l2_raises_the_loss():
 
 @pytest.mark.parametrize("label", [-1, 3, 255])
 def test_labels_out_of_range_are_named(label):
-    with pytest.raises(nnlib.HyperparameterError, match=rf"^labels: {label} is not one of the classes 0 \.\.\. 2"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=rf"^labels: {label} is not one of the classes 0 \.\.\. 2"
+    ):
         softmax_cross_entropy(np.zeros((2, 3)), np.array([0, label]))
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
 def test_smoothing_outside_its_range_is_refused(smoothing):
-    with pytest.raises(nnlib.HyperparameterError, match=f"^label_smoothing: {smoothing} is not between 0 and 1"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=f"^label_smoothing: {smoothing} is not between 0 and 1"
+    ):
         softmax_cross_entropy(np.zeros((1, 3)), np.array([0]), label_smoothing=smoothing)

@@ -56,7 +56,9 @@ def test_forward_and_backward_by_hand():
     np.testing.assert_allclose(gradients["W1"], [[1.1, 0.4], [2.05, 0.9]], rtol=1e-15)
     np.testing.assert_allclose(gradients["b1"], [1, 0.5], rtol=1e-15)
     # And for the inputs: (1, 0.5) W1' = (1 - 0.5, 0.5 - 0.5).
-    value, gradients = model.gradient_of(lambda logits: (logits @ [1, -1], np.array([[1.0, -1.0]])), x)
+    value, gradients = model.gradient_of(
+        lambda logits: (logits @ [1, -1], np.array([[1.0, -1.0]])), x
+    )
     assert value == 1.5
     np.testing.assert_allclose(gradients["x"], [[0.5, 0]], rtol=1e-15)
 
@@ -75,7 +77,9 @@ def test_shapes_and_dtypes(sizes, n, dtype, seed):
     for name, p in model.parameters.items():
         assert gradients[name].shape == p.shape and gradients[name].dtype == p.dtype == dtype
         layer = int(name[1:])
-        assert p.shape == (tuple(sizes[layer - 1 : layer + 1]) if name[0] == "W" else (sizes[layer],))
+        assert p.shape == (
+            tuple(sizes[layer - 1 : layer + 1]) if name[0] == "W" else (sizes[layer],)
+        )
     assert [a.shape for a in model.activations(x)] == [(n, size) for size in sizes[1:]]
     _, gradients = model.gradient_of(lambda logits: (0, np.ones_like(logits)), x)
     assert gradients["x"].shape == x.shape and gradients["x"].dtype == dtype
@@ -93,7 +97,9 @@ def test_gradient_by_the_inputs(sizes):
     for index in np.ndindex(x.shape):
         step = np.zeros_like(x)
         step[index] = h
-        assert gradients["x"][index] == pytest.approx((loss(x + step) - loss(x - step)) / (2 * h), abs=1e-9)
+        assert gradients["x"][index] == pytest.approx(
+            (loss(x + step) - loss(x - step)) / (2 * h), abs=1e-9
+        )
 
 
 def test_one_activation_for_each_layer():
@@ -149,7 +155,9 @@ def test_dropout_masks():
         values, counts = np.unique(mask, return_counts=True)
         np.testing.assert_allclose(values, [0, 1 / (1 - rate)])
         assert abs(counts[0] / mask.size - rate) < 4 * math.sqrt(rate * (1 - rate) / mask.size)
-    for again, mask in zip(model.dropout_masks(50, np.random.default_rng(0), 0.25, 0.5), masks, strict=True):
+    for again, mask in zip(
+        model.dropout_masks(50, np.random.default_rng(0), 0.25, 0.5), masks, strict=True
+    ):
         np.testing.assert_array_equal(again, mask)
     inputs_only = model.dropout_masks(4, np.random.default_rng(0), 0, 0.5)
     assert (inputs_only[0] == 0).any() and all((m == 1).all() for m in inputs_only[1:])
@@ -162,9 +170,13 @@ def test_dropped_units_say_nothing_and_learn_nothing():
     expected = (np.tanh(x @ p["W1"]) * keep) @ p["W2"]
     np.testing.assert_allclose(model.forward(x, (np.ones((2, 5)), keep)), expected, rtol=1e-13)
     _, gradients = model.loss_and_gradients(x, labels, masks=(np.ones((2, 5)), keep))
-    assert not gradients["W1"][:, 0].any() and not gradients["W2"][0].any() and gradients["b1"][0] == 0
+    assert (
+        not gradients["W1"][:, 0].any() and not gradients["W2"][0].any() and gradients["b1"][0] == 0
+    )
     assert gradients["W1"][:, 2].all()
-    np.testing.assert_allclose(model.forward(x), np.tanh(x @ p["W1"]) @ p["W2"], rtol=1e-13)  # nothing stays dropped
+    np.testing.assert_allclose(
+        model.forward(x), np.tanh(x @ p["W1"]) @ p["W2"], rtol=1e-13
+    )  # nothing stays dropped
 
 
 PICTURES = np.random.default_rng(5).integers(0, 256, (40, 3, 4, 4), dtype=np.uint8)
@@ -176,20 +188,34 @@ def test_predictions_from_raw_images_and_folding(kind):
     sizes = (fitted.n_inputs if fitted else 48, 16, 5)
     model = MLP(sizes, "gelu", preprocessing=fitted, classes="abcde", seed=1)
     logits = model.predict_logits(PICTURES)
-    x = fitted.transform(PICTURES) if fitted else (PICTURES.reshape(40, -1) / 255).astype(np.float32)
+    x = (
+        fitted.transform(PICTURES)
+        if fitted
+        else (PICTURES.reshape(40, -1) / 255).astype(np.float32)
+    )
     np.testing.assert_allclose(logits, model.forward(x), atol=1e-6)
     np.testing.assert_array_equal(model.predict(PICTURES), logits.argmax(axis=1))
     np.testing.assert_array_equal(model.predict(x.astype(np.float64)), logits.argmax(axis=1))
     proba = model.predict_proba(PICTURES)
     np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-6)
-    np.testing.assert_allclose(np.log(proba[:, 1:] / proba[:, :1]), logits[:, 1:] - logits[:, :1], atol=1e-5)
+    np.testing.assert_allclose(
+        np.log(proba[:, 1:] / proba[:, :1]), logits[:, 1:] - logits[:, :1], atol=1e-5
+    )
     np.testing.assert_allclose(model.predict_logits(PICTURES, batch_size=7), logits, atol=1e-6)
-    assert model.predict(PICTURES[:0]).shape == (0,) and model.predict_proba(PICTURES[:0]).shape == (0, 5)
+    assert model.predict(PICTURES[:0]).shape == (0,) and model.predict_proba(
+        PICTURES[:0]
+    ).shape == (0, 5)
     folded = model.folded()
     np.testing.assert_allclose(folded.predict_proba(PICTURES), proba, atol=1e-4)
     np.testing.assert_allclose(folded.folded().predict_proba(PICTURES), proba, atol=1e-4)
-    assert folded.classes == model.classes and folded.layer_sizes == ((48 if kind else sizes[0]), 16, 5)
-    np.testing.assert_array_equal(model.predict_logits(PICTURES), logits)  # the model itself is as it was
+    assert folded.classes == model.classes and folded.layer_sizes == (
+        (48 if kind else sizes[0]),
+        16,
+        5,
+    )
+    np.testing.assert_array_equal(
+        model.predict_logits(PICTURES), logits
+    )  # the model itself is as it was
 
 
 def test_folding_multiplies_into_the_first_layer_only():
@@ -231,7 +257,9 @@ def test_astype_copies():
 def test_small_weights_know_nothing_at_first(activation, k):
     rng = np.random.default_rng(0)
     model = MLP((300, 100, 50, k), activation, initialisation="small_normal")
-    loss, _ = model.loss_and_gradients(rng.standard_normal((200, 300), np.float32), rng.integers(0, k, 200))
+    loss, _ = model.loss_and_gradients(
+        rng.standard_normal((200, 300), np.float32), rng.integers(0, k, 200)
+    )
     assert loss == pytest.approx(math.log(k), rel=0.02)
 
 
@@ -263,7 +291,9 @@ def test_relu_networks_do_not_feel_a_scale_moved_to_the_next_layer(activation, h
     model.parameters["W2"] /= 4
     assert np.allclose(model.forward(x), logits, rtol=1e-12) == holds
     if holds:  # the gradient takes the opposite scale
-        np.testing.assert_allclose(model.loss_and_gradients(x, labels)[1]["W1"], before["W1"] / 4, rtol=1e-12)
+        np.testing.assert_allclose(
+            model.loss_and_gradients(x, labels)[1]["W1"], before["W1"] / 4, rtol=1e-12
+        )
 
 
 def test_equal_units_stay_equal_and_random_ones_do_not():
@@ -274,7 +304,9 @@ def test_equal_units_stay_equal_and_random_ones_do_not():
         p[:] = 0.1
     loss = fit(model, x, labels, 50, 0.5)
     W1 = model.parameters["W1"]
-    np.testing.assert_array_equal(W1, np.repeat(W1[:, :1], 4, axis=1))  # four copies of one unit, whatever it learnt
+    np.testing.assert_array_equal(
+        W1, np.repeat(W1[:, :1], 4, axis=1)
+    )  # four copies of one unit, whatever it learnt
     assert (W1 != 0.1).all() and loss < math.log(3)
 
 
@@ -301,7 +333,10 @@ def test_without_hidden_layers_it_is_softmax_regression():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"layer_sizes": (4, 0, 3)}, r"^layer_sizes: \(4, 0, 3\) is not allowed; whole numbers above 0"),
+        (
+            {"layer_sizes": (4, 0, 3)},
+            r"^layer_sizes: \(4, 0, 3\) is not allowed; whole numbers above 0",
+        ),
         ({"layer_sizes": (4, -3, 3)}, r"^layer_sizes: \(4, -3, 3\)"),
         ({"layer_sizes": (4, "128", 3)}, r"^layer_sizes: \(4, '128', 3\)"),
         ({"layer_sizes": "128"}, r"^layer_sizes: '128'"),
@@ -309,7 +344,10 @@ def test_without_hidden_layers_it_is_softmax_regression():
         ({"layer_sizes": (4,)}, r"^layer_sizes: \(4,\)"),
         ({"activation": "rellu"}, r"^activation: 'rellu' is not known\. Did you mean 'relu'\?"),
         ({"activation": ("relu", "relu")}, r"^activation: .* names 2 layers, but 1 are hidden"),
-        ({"initialisation": "xaver"}, r"^initialisation: 'xaver' is not known\. Did you mean 'xavier'\?"),
+        (
+            {"initialisation": "xaver"},
+            r"^initialisation: 'xaver' is not known\. Did you mean 'xavier'\?",
+        ),
         ({"dtype": "float16"}, r"^dtype: float16 is not allowed; float32 or float64"),
         ({"dtype": "int32"}, r"^dtype: int32 is not allowed"),
         ({"classes": ("cat", "dog")}, r"^classes: 2 names for 3 outputs"),
@@ -327,11 +365,19 @@ X = np.ones((2, 4), np.float32)
     "x, labels, words",
     [
         (X * np.nan, [0, 1], r"^x: it holds NaN or infinity"),
-        (np.where(np.eye(2, 4) == 1, -np.inf, X).astype(np.float32), [0, 1], r"^x: it holds NaN or infinity"),
+        (
+            np.where(np.eye(2, 4) == 1, -np.inf, X).astype(np.float32),
+            [0, 1],
+            r"^x: it holds NaN or infinity",
+        ),
         (X[:, :3], [0, 1], r"^x: its shape is \(2, 3\), but \(B, 4\)"),
         (X[:0], [], r"^x: its shape is \(0, 4\), but \(B, 4\) with B of at least 1"),
         (X[0], [0] * 4, r"^x: its shape is \(4,\)"),
-        (X.astype(np.float64), [0, 1], r"^x: it is float64, but the network is float32; use x\.astype"),
+        (
+            X.astype(np.float64),
+            [0, 1],
+            r"^x: it is float64, but the network is float32; use x\.astype",
+        ),
         (X.astype(np.uint8), [0, 1], r"^x: it is uint8, .*model\.inputs\(images\)"),
         (X, [0, 3], r"^labels: 3 is not one of the classes 0 \.\.\. 2"),
         (X, [-1, 0], r"^labels: -1 is not one of the classes"),
@@ -348,27 +394,42 @@ def test_inputs_and_labels_that_do_not_fit(x, labels, words):
 
 def test_images_that_do_not_fit():
     model = MLP((48, 5, 3), preprocessing=fit_preprocessing("scale", PICTURES))
-    with pytest.raises(nnlib.HyperparameterError, match=r"^images: int64 is not allowed; uint8 pixels"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^images: int64 is not allowed; uint8 pixels"
+    ):
         model.predict(PICTURES.astype(np.int64))
-    with pytest.raises(nnlib.HyperparameterError, match=r"^images: 12 numbers an image, .* made for 48"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^images: 12 numbers an image, .* made for 48"
+    ):
         model.predict(PICTURES[:, :, :2, :2])
-    with pytest.raises(nnlib.HyperparameterError, match=r"^x: its shape is \(2, 12\), but \(B, 48\)"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^x: its shape is \(2, 12\), but \(B, 48\)"
+    ):
         MLP((48, 5, 3)).predict(PICTURES[:2, :, :2, :2])
 
 
 def test_joined_networks_answer_with_the_mean_of_their_logits():
     p = fit_preprocessing("whiten", PICTURES, components=3)
-    parts = [MLP((3, *hidden, 4), "tanh", seed=i, preprocessing=p) for i, hidden in enumerate([(5, 6), (7, 2), (1, 1)])]
+    parts = [
+        MLP((3, *hidden, 4), "tanh", seed=i, preprocessing=p)
+        for i, hidden in enumerate([(5, 6), (7, 2), (1, 1)])
+    ]
     for part in parts:
         for name in ("b1", "b2", "b3"):
-            part.parameters[name][:] = np.random.default_rng(part.seed).normal(size=part.parameters[name].shape)
+            part.parameters[name][:] = np.random.default_rng(part.seed).normal(
+                size=part.parameters[name].shape
+            )
     whole = nnlib.join(parts)
     assert whole.layer_sizes == (3, 13, 9, 4)
     assert (whole.parameters["W2"] != 0).sum() == 5 * 6 + 7 * 2 + 1
     np.testing.assert_allclose(
-        whole.predict_logits(PICTURES), np.mean([part.predict_logits(PICTURES) for part in parts], axis=0), atol=1e-6
+        whole.predict_logits(PICTURES),
+        np.mean([part.predict_logits(PICTURES) for part in parts], axis=0),
+        atol=1e-6,
     )
-    with pytest.raises(nnlib.CheckpointError, match="does not give the weights that the run began with"):
+    with pytest.raises(
+        nnlib.CheckpointError, match="does not give the weights that the run began with"
+    ):
         whole.initial_parameters()
 
 
@@ -381,14 +442,26 @@ def test_joined_networks_answer_with_the_mean_of_their_logits():
         ([MLP((5, 5, 5, 3))], "inputs"),
         ([MLP((4, 5, 5, 3), classes="abc")], "classes"),
         ([MLP((4, 5, 5, 3), dtype=np.float64)], "dtype"),
-        ([MLP((4, 5, 5, 3), preprocessing=fit_preprocessing("scale", np.zeros((9, 4), np.uint8)))], "preprocessing"),
+        (
+            [
+                MLP(
+                    (4, 5, 5, 3),
+                    preprocessing=fit_preprocessing("scale", np.zeros((9, 4), np.uint8)),
+                )
+            ],
+            "preprocessing",
+        ),
     ],
 )
 def test_networks_that_cannot_be_joined(others, differ):
-    with pytest.raises(nnlib.HyperparameterError, match=rf"^models: two or more are needed.* {differ}\.$"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=rf"^models: two or more are needed.* {differ}\.$"
+    ):
         nnlib.join([MLP((4, 5, 5, 3)), *others])
 
 
 def test_networks_without_hidden_layers_cannot_be_joined():
-    with pytest.raises(nnlib.HyperparameterError, match=r"^models: two or more are needed, with hidden layers"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^models: two or more are needed, with hidden layers"
+    ):
         nnlib.join([MLP((4, 3)), MLP((4, 3))])

@@ -19,7 +19,12 @@ def trained(kind: str | None = "whiten", dtype="float32", sizes=(16, 12, 8, 4)) 
     """A network whose weights are not those of its seed."""
     fitted = kind and fit_preprocessing(kind, IMAGES, components=sizes[0])
     model = nnlib.MLP(
-        sizes, ("leaky_relu(0.2)", "gelu"), seed=3, dtype=dtype, preprocessing=fitted, classes=["a", "b", "ç", "d"]
+        sizes,
+        ("leaky_relu(0.2)", "gelu"),
+        seed=3,
+        dtype=dtype,
+        preprocessing=fitted,
+        classes=["a", "b", "ç", "d"],
     )
     rng = np.random.default_rng(1)
     for p in model.parameters.values():
@@ -67,10 +72,16 @@ def test_a_model_saved_folded_takes_raw_pixels_and_nothing_else(tmp_path, kind):
 
 
 def test_what_float16_costs_is_measured_in_one_line(tmp_path):
-    model, split = trained("standardise", sizes=(48, 60, 60, 4)), nnlib.Split(IMAGES, np.arange(60) % 4)
+    model, split = (
+        trained("standardise", sizes=(48, 60, 60, 4)),
+        nnlib.Split(IMAGES, np.arange(60) % 4),
+    )
     half = nnlib.load_model(nnlib.save_model(model, tmp_path / "m16.npz", storage="float16"))
     whole, rounded = nnlib.evaluate(model, split), nnlib.evaluate(half, split)
-    assert 0 < abs(rounded.loss - whole.loss) < 0.01 and abs(rounded.accuracy - whole.accuracy) <= 1 / 60
+    assert (
+        0 < abs(rounded.loss - whole.loss) < 0.01
+        and abs(rounded.accuracy - whole.accuracy) <= 1 / 60
+    )
 
 
 def test_float16_halves_the_file_and_rounds_to_three_digits(tmp_path):
@@ -83,7 +94,10 @@ def test_float16_halves_the_file_and_rounds_to_three_digits(tmp_path):
     for name, p in model.parameters.items():
         np.testing.assert_allclose(loaded.parameters[name], p, rtol=2**-11, atol=2**-25)
     assert 0 < abs(loaded.predict_proba(IMAGES) - model.predict_proba(IMAGES)).max() < 0.01
-    with pytest.raises(nnlib.HyperparameterError, match=r"^storage: 'int8' is not known\. .*float16, float32, float64"):
+    with pytest.raises(
+        nnlib.HyperparameterError,
+        match=r"^storage: 'int8' is not known\. .*float16, float32, float64",
+    ):
         nnlib.save_model(model, tmp_path / "m8.npz", storage="int8")
 
 
@@ -93,7 +107,9 @@ def test_any_bit_flipped_and_any_cut_is_refused_or_harmless(small):
     refused = 0
     damaged = [raw[:n] for n in range(0, len(raw), 17)]
     flips = [(n, n * 5 % 8) for n in range(0, len(raw), 7)]  # all bits get their turn
-    flips += [(n, 0) for n in range(raw.index(b"PK\x01\x02"), len(raw))]  # the archive's table of contents
+    flips += [
+        (n, 0) for n in range(raw.index(b"PK\x01\x02"), len(raw))
+    ]  # the archive's table of contents
     damaged += [raw[:n] + bytes([raw[n] ^ 1 << bit]) + raw[n + 1 :] for n, bit in flips]
     for content in damaged:
         small.write_bytes(content)
@@ -105,7 +121,11 @@ def test_any_bit_flipped_and_any_cut_is_refused_or_harmless(small):
         else:  # a date in the archive, say
             assert len(content) == len(raw)  # no cut is harmless
             assert {name: p.tobytes() for name, p in loaded.parameters.items()} == expected
-            assert (loaded.layer_sizes, loaded.activation, loaded.classes) == ((3, 2, 2), ("relu",), ("0", "1"))
+            assert (loaded.layer_sizes, loaded.activation, loaded.classes) == (
+                (3, 2, 2),
+                ("relu",),
+                ("0", "1"),
+            )
     assert refused > 0.7 * len(damaged)
 
 
@@ -119,10 +139,19 @@ def rewrite(path: Path, change) -> None:
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda a, m: m.update(version=2), "format version 2, but this nnlib reads 1; update nnlib"),
+        (
+            lambda a, m: m.update(version=2),
+            "format version 2, but this nnlib reads 1; update nnlib",
+        ),
         (lambda a, m: m.update(version="1"), "format version '1'"),
-        (lambda a, m: m.update(layer_sizes=[3, 2, 2, 2]), r"layer_sizes are \[3, 2, 2, 2\].*\[3, 2, 2\]"),
-        (lambda a, m: m.update(layer_sizes=[3, 10**12, 2]), "layer_sizes are"),  # before 24 TB are asked for
+        (
+            lambda a, m: m.update(layer_sizes=[3, 2, 2, 2]),
+            r"layer_sizes are \[3, 2, 2, 2\].*\[3, 2, 2\]",
+        ),
+        (
+            lambda a, m: m.update(layer_sizes=[3, 10**12, 2]),
+            "layer_sizes are",
+        ),  # before 24 TB are asked for
         (lambda a, m: m.update(layer_sizes=7), "model that can be built"),
         (lambda a, m: m.update(activation=["relu", "relu"]), "names 2 layers, but 1 are hidden"),
         (lambda a, m: m.update(activation=["rellu"]), "Did you mean 'relu'"),
@@ -137,7 +166,10 @@ def rewrite(path: Path, change) -> None:
         (lambda a, m: a.update(W3=np.zeros((2, 2), np.float32)), "layer_sizes are"),
         (lambda a, m: a.update(W1=np.zeros((3, 3), np.float32)), "layer_sizes are"),
         (lambda a, m: a.update(W1=np.zeros(3, np.float32)), "model that can be built"),
-        (lambda a, m: a.update(b1=np.zeros(3, np.float32)), r"b1 should be .* \(2,\), found float32 \(3,\)"),
+        (
+            lambda a, m: a.update(b1=np.zeros(3, np.float32)),
+            r"b1 should be .* \(2,\), found float32 \(3,\)",
+        ),
         (lambda a, m: a.update(b1=np.zeros(2, int)), "b1 should be floats .* found int64"),
         (lambda a, m: a.update(b1=np.zeros(2, complex)), "b1 should be floats .* found complex128"),
         (lambda a, m: a.update(b1=np.array(["x", "y"])), "b1 should be floats .* found <U1"),
@@ -181,7 +213,10 @@ def test_files_that_would_fill_the_memory_are_refused(tmp_path):
     assert path.stat().st_size < 50_000
     with pytest.raises(nnlib.CheckpointError, match=r"W1.npy would unpack to 160\d+ bytes"):
         read_arrays(path)
-    zeros_in_between = {"W1": np.random.default_rng(0).normal(size=(1000, 1000)), "W2": np.zeros((100, 1000))}
+    zeros_in_between = {
+        "W1": np.random.default_rng(0).normal(size=(1000, 1000)),
+        "W2": np.zeros((100, 1000)),
+    }
     arrays, _ = read_arrays(write_arrays(tmp_path / "good.npz", zeros_in_between, {}, pack=True))
     np.testing.assert_array_equal(arrays["W1"], zeros_in_between["W1"])
 
@@ -212,7 +247,9 @@ def test_pickles_are_not_run(tmp_path):
         def __reduce__(self):
             return Path.touch, (tmp_path / "harmed",)
 
-    np.savez(tmp_path / "x.npz", W1=np.array([Harmful()]), meta=np.array(json.dumps({"version": 1})))
+    np.savez(
+        tmp_path / "x.npz", W1=np.array([Harmful()]), meta=np.array(json.dumps({"version": 1}))
+    )
     with pytest.raises(nnlib.CheckpointError):
         nnlib.load_model(tmp_path / "x.npz")
     assert not (tmp_path / "harmed").exists()
@@ -226,7 +263,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         raise OSError("no space left on device")
 
     with pytest.raises(
-        nnlib.CheckpointError, match=r"a\.txt: it cannot be written \(no space.*Make room, or name another"
+        nnlib.CheckpointError,
+        match=r"a\.txt: it cannot be written \(no space.*Make room, or name another",
     ):
         write_atomically(path, fail)
     assert path.read_text(encoding="utf-8") == "old ½" and list(tmp_path.iterdir()) == [path]

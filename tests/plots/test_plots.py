@@ -56,7 +56,12 @@ def make_model() -> nnlib.MLP:
 def make_table() -> pd.DataFrame:
     rates, sizes = (0.01, 0.1, 1.0), ((8,), (16, 8))
     rows = [
-        {"learning_rate": r, "hidden_sizes": s, "valid_accuracy": r / 4 + len(s) / 10, "seconds": 10 * r}
+        {
+            "learning_rate": r,
+            "hidden_sizes": s,
+            "valid_accuracy": r / 4 + len(s) / 10,
+            "seconds": 10 * r,
+        }
         for r in rates
         for s in sizes
     ]
@@ -65,7 +70,9 @@ def make_table() -> pd.DataFrame:
 
 def make_results() -> SearchResults:
     trials = [Trial(i, {"l2": i / 10}, history=make_history(shift=i / 10)) for i in range(8)]
-    return SearchResults(nnlib.Hyperparameters(), {}, "grid", [*trials, Trial(8, {"l2": 9.0}, "failed")])
+    return SearchResults(
+        nnlib.Hyperparameters(), {}, "grid", [*trials, Trial(8, {"l2": 9.0}, "failed")]
+    )
 
 
 def evaluation() -> nnlib.Evaluation:
@@ -73,7 +80,9 @@ def evaluation() -> nnlib.Evaluation:
 
 
 def report():
-    return nnlib.check_gradients(nnlib.MLP((5, 4, 3), "tanh"), np.eye(5, dtype=np.float32)[:3], np.arange(3), l2=0.1)
+    return nnlib.check_gradients(
+        nnlib.MLP((5, 4, 3), "tanh"), np.eye(5, dtype=np.float32)[:3], np.arange(3), l2=0.1
+    )
 
 
 MODEL = make_model()
@@ -82,36 +91,60 @@ PLANE = nnlib.MLP((2, 4, 3, 2), "tanh")
 POINTS = np.array([[0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]], np.float32)
 FIGURES = {
     "image_grid": lambda: plots.image_grid(make_split().images, list("abcdefghijkl")),
-    "samples_by_class": lambda: plots.samples_by_class(make_split(), CLASSES, n=6),  # more than there are
+    "samples_by_class": lambda: plots.samples_by_class(
+        make_split(), CLASSES, n=6
+    ),  # more than there are
     "class_balance": lambda: plots.class_balance(make_data()),
     "mean_images": lambda: plots.mean_images(make_split(), CLASSES),
-    "activation_functions": lambda: plots.activation_functions(["relu", "leaky_relu(0.2)", "gelu", "tanh"]),
-    "schedules": lambda: plots.schedules({s: nnlib.make_schedule(s, 0.1, 50) for s in ("step", "cosine")}, 50),
+    "activation_functions": lambda: plots.activation_functions(
+        ["relu", "leaky_relu(0.2)", "gelu", "tanh"]
+    ),
+    "schedules": lambda: plots.schedules(
+        {s: nnlib.make_schedule(s, 0.1, 50) for s in ("step", "cosine")}, 50
+    ),
     "computation_graph": plots.computation_graph,
     "history": lambda: plots.history(make_history(), others=[make_history(7)]),
-    "history_filters": lambda: plots.history([], (make_history(), make_history(3)), MODEL.parameters["W1"].T),
-    "histories": lambda: plots.histories({"a": make_history(), "b": make_history(shift=0.1)}, "valid_loss"),
+    "history_filters": lambda: plots.history(
+        [], (make_history(), make_history(3)), MODEL.parameters["W1"].T
+    ),
+    "histories": lambda: plots.histories(
+        {"a": make_history(), "b": make_history(shift=0.1)}, "valid_loss"
+    ),
     "search_curves": lambda: plots.search_curves(make_results()),
     "gradient_errors": lambda: plots.gradient_errors(report()),
-    "error_against_step": lambda: plots.error_against_step([1e-8, 1e-4, 1], {"central": [1e-8, 0, 1e-1]}),
+    "error_against_step": lambda: plots.error_against_step(
+        [1e-8, 1e-4, 1], {"central": [1e-8, 0, 1e-1]}
+    ),
     "confusion": lambda: plots.confusion(evaluation()),
     "per_class": lambda: plots.per_class(evaluation()),
-    "mistakes": lambda: plots.mistakes(make_split(4).images, np.arange(4) % 3, np.zeros(4, int), SOME, CLASSES),
-    "prediction": lambda: plots.prediction(make_split().images[0], np.array([0.2, 0.7, 0.1]), CLASSES, 0),
-    "weight_histograms": lambda: plots.weight_histograms(MODEL.initial_parameters(), MODEL.parameters),
+    "mistakes": lambda: plots.mistakes(
+        make_split(4).images, np.arange(4) % 3, np.zeros(4, int), SOME, CLASSES
+    ),
+    "prediction": lambda: plots.prediction(
+        make_split().images[0], np.array([0.2, 0.7, 0.1]), CLASSES, 0
+    ),
+    "weight_histograms": lambda: plots.weight_histograms(
+        MODEL.initial_parameters(), MODEL.parameters
+    ),
     "weight_heatmaps": lambda: plots.weight_heatmaps(MODEL.initial_parameters(), MODEL.parameters),
     "first_layer_images": lambda: plots.first_layer_images(MODEL.parameters["W1"].T),
-    "curves": lambda: plots.curves({"a": [3, 2, 1], "b": [1, 2]}, "Two rows of numbers", "place", "number", log=True),
+    "curves": lambda: plots.curves(
+        {"a": [3, 2, 1], "b": [1, 2]}, "Two rows of numbers", "place", "number", log=True
+    ),
     "small_multiples": lambda: plots.small_multiples(
         {"l2": {"0": make_history()}, "momentum": {"0.9": make_history()}}
     ),
-    "calibration": lambda: plots.calibration(np.array([0.1, 0.5, 1.0, 1.0]), np.array([0, 1, 1, 0])),
+    "calibration": lambda: plots.calibration(
+        np.array([0.1, 0.5, 1.0, 1.0]), np.array([0, 1, 1, 0])
+    ),
     "diagnostics": lambda: plots.diagnostics(make_diagnostics()),
     "gradient_norms": lambda: plots.gradient_norms(make_diagnostics()[1:]),
     "hidden_units": lambda: plots.hidden_units(PLANE, POINTS[:, :2], POINTS[:, 2], "A plane"),
     "learning_rate_test": lambda: plots.learning_rate_test(make_range_test()),
     "search_heatmap": lambda: plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes"),
-    "search_parallel": lambda: plots.search_parallel(make_table(), ["learning_rate", "hidden_sizes"]),
+    "search_parallel": lambda: plots.search_parallel(
+        make_table(), ["learning_rate", "hidden_sizes"]
+    ),
     "search_importance": lambda: plots.search_importance({"learning_rate": 0.9, "l2": 0.1}),
     "search_cost": lambda: plots.search_cost({"grid": make_table(), "halving": make_table()[:2]}),
     "search_strips": lambda: plots.search_strips(make_table(), ["learning_rate", "hidden_sizes"]),
@@ -137,7 +170,9 @@ def test_figure_is_the_same_each_time(name):
 def test_every_public_function_is_drawn_here():
     helpers = {"history_filters", "filters_of"}
     modules = (plots.__name__, search_plots.__name__)
-    public = {n for n, f in vars(plots).items() if getattr(f, "__module__", "") in modules and n[0] != "_"}
+    public = {
+        n for n, f in vars(plots).items() if getattr(f, "__module__", "") in modules and n[0] != "_"
+    }
     assert public - helpers == set(FIGURES) - helpers
 
 
@@ -158,7 +193,9 @@ def test_images_keep_their_pixels():
     sheet = np.asarray(plots.image_grid(images, columns=3).axes[0].images[0].get_array())
     assert sheet.shape == (2 * 33, 3 * 33, 3)
     np.testing.assert_array_equal((255 * sheet[34:66, 34:66]).round(), images[4].transpose(1, 2, 0))
-    grey = np.asarray(plots.image_grid(np.zeros((1, 1, 8, 8)), columns=1).axes[0].images[0].get_array())
+    grey = np.asarray(
+        plots.image_grid(np.zeros((1, 1, 8, 8)), columns=1).axes[0].images[0].get_array()
+    )
     assert grey[1:, 1:].max() == 0
 
 
@@ -198,7 +235,9 @@ def test_labels_of_lines_do_not_overlap():
 
 def test_gradient_errors_above_the_tolerance_are_red():
     bad = GradientReport(
-        tuple(ParameterCheck("data", n, (0,), 1, 1, e, 1, 0) for n, e in (("W1", 1e-9), ("b1", 1e-3))),
+        tuple(
+            ParameterCheck("data", n, (0,), 1, 1, e, 1, 0) for n, e in (("W1", 1e-9), ("b1", 1e-3))
+        ),
         1e-7,
         "central",
     )
@@ -228,7 +267,9 @@ def test_heatmaps_share_a_symmetric_scale():
 def test_first_layer_images_are_sorted_by_length_and_scaled_each():
     filters = np.outer([1.0, 3.0, 2.0], np.linspace(-1, 1, 3072))
     filters[1] *= -1
-    sheet = np.asarray(plots.first_layer_images(filters, n=2, columns=2).axes[0].images[0].get_array())
+    sheet = np.asarray(
+        plots.first_layer_images(filters, n=2, columns=2).axes[0].images[0].get_array()
+    )
     first, second = sheet[1:33, 1:33], sheet[1:33, 34:66]
     np.testing.assert_allclose(first[0, 0, 0], 1, atol=1e-6)
     np.testing.assert_allclose(first, 1 - second, atol=1e-6)
@@ -236,7 +277,10 @@ def test_first_layer_images_are_sorted_by_length_and_scaled_each():
 
 def test_search_heatmap_takes_the_best_of_each_pair():
     texts = {
-        text.get_text() for text in plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes").axes[0].texts
+        text.get_text()
+        for text in plots.search_heatmap(make_table(), "learning_rate", "hidden_sizes")
+        .axes[0]
+        .texts
     }
     assert texts == {"0.103", "0.203", "0.125", "0.225", "0.350", "0.450"}
 
@@ -245,24 +289,33 @@ def test_parallel_coordinates_put_few_values_on_steps_and_many_on_a_scale():
     ax = plots.search_parallel(make_table(), ["learning_rate", "hidden_sizes"]).axes[0]
     lines = [line.get_ydata() for line in ax.lines]
     assert len(lines) == 6  # the trial without an accuracy has none
-    np.testing.assert_allclose(lines[-1], [1, 1, 1])  # the best is drawn last: rate 1, sizes (16, 8)
+    np.testing.assert_allclose(
+        lines[-1], [1, 1, 1]
+    )  # the best is drawn last: rate 1, sizes (16, 8)
     np.testing.assert_allclose(lines[0][:2], [0, 0])
     assert {"0.01", "0.1", "1", "(8,)", "(16, 8)"} <= {text.get_text() for text in ax.texts}
-    rates = pd.DataFrame({"learning_rate": np.geomspace(0.001, 1, 9), "valid_accuracy": np.linspace(0, 1, 9)})
+    rates = pd.DataFrame(
+        {"learning_rate": np.geomspace(0.001, 1, 9), "valid_accuracy": np.linspace(0, 1, 9)}
+    )
     ax = plots.search_parallel(rates, ["learning_rate"]).axes[0]
-    np.testing.assert_allclose([line.get_ydata() for line in ax.lines], np.linspace([0, 0], [1, 1], 9), atol=1e-9)
+    np.testing.assert_allclose(
+        [line.get_ydata() for line in ax.lines], np.linspace([0, 0], [1, 1], 9), atol=1e-9
+    )
 
 
 def test_cost_shows_each_trial_of_each_search():
     ax = plots.search_cost({"grid": make_table(), "halving": make_table()[:2]}).axes[0]
-    np.testing.assert_allclose(ax.lines[1].get_xydata(), make_table()[:2][["seconds", "valid_accuracy"]])
+    np.testing.assert_allclose(
+        ax.lines[1].get_xydata(), make_table()[:2][["seconds", "valid_accuracy"]]
+    )
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["grid", "halving"]
 
 
 def test_importance_is_drawn_with_the_largest_on_top():
     ax = plots.search_importance({"learning_rate": 0.9, "l2": 0.1}).axes[0]
     assert [
-        (label.get_text(), bar.get_width()) for label, bar in zip(ax.get_yticklabels(), ax.patches, strict=True)
+        (label.get_text(), bar.get_width())
+        for label, bar in zip(ax.get_yticklabels(), ax.patches, strict=True)
     ] == [
         ("l2", 0.1),
         ("learning_rate", 0.9),
@@ -299,13 +352,17 @@ figure = plots.activation_functions(["relu"])
 plots.show(figure, "relu", "Value and derivative of ReLU")
 plots.show(figure)"""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", extra_arguments=["--log-level=40"])
+    client = NotebookClient(
+        notebook, timeout=120, kernel_name="python3", extra_arguments=["--log-level=40"]
+    )
     client.execute(env={**os.environ, "NNLIB_FIGURES_DIR": str(tmp_path)})
     named, plain = notebook.cells[0].outputs
     assert named["output_type"] == "display_data"
     assert named["metadata"]["image/png"]["alt"] == "Value and derivative of ReLU"
     assert 800 < named["metadata"]["image/png"]["width"] < 950
-    assert plain["metadata"]["image/png"]["alt"] == "What a unit passes on; What it lets back through"
+    assert (
+        plain["metadata"]["image/png"]["alt"] == "What a unit passes on; What it lets back through"
+    )
     assert [path.name for path in sorted(Path(tmp_path).iterdir())] == ["relu.png", "relu.svg"]
 
 
@@ -338,4 +395,6 @@ def test_a_hidden_unit_has_a_line_where_its_z_is_zero_and_a_map_of_its_values():
     assert len(boundary) > 2 and [text.get_text().strip() for text in right.texts] == ["1.1", "1.2"]
     sheet = right.images[0].get_array()
     rows, columns = sheet.shape[0], sheet.shape[1] // 4
-    assert sheet[rows // 2, 2, 0] < 0.5 < sheet[rows // 2, columns - 3, 0]  # unit 1 rises from left to right
+    assert (
+        sheet[rows // 2, 2, 0] < 0.5 < sheet[rows // 2, columns - 3, 0]
+    )  # unit 1 rises from left to right

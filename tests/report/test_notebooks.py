@@ -38,17 +38,31 @@ def test_reads_as_a_chapter(name):
     code = [cell for cell in cells if cell.cell_type == "code"]
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     assert {cell.source: n for cell in code if (n := len(cell.source.splitlines())) > 15} == {}
-    assert text.startswith(f"# {int(name[:2])} · ") and "**What you will learn.**" in text and "**Next:**" in text
-    assert any(re.search(r"^ *assert |raise_if_failed", cell.source, re.M) for cell in code), "no check"
+    assert (
+        text.startswith(f"# {int(name[:2])} · ")
+        and "**What you will learn.**" in text
+        and "**Next:**" in text
+    )
+    assert any(re.search(r"^ *assert |raise_if_failed", cell.source, re.M) for cell in code), (
+        "no check"
+    )
     questions = text.split("## Try it\n")[1].split("**Next:**")[0]
-    assert len(re.findall(r"^\d\. ", questions, re.M)) <= questions.count("<details><summary>Hint</summary>")
-    outputs = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(re.findall(r"^\d\. ", questions, re.M)) <= questions.count(
+        "<details><summary>Hint</summary>"
+    )
+    outputs = [
+        output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
     assert outputs and all(output.metadata["image/png"]["alt"] for output in outputs)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_static_figure_stands_below_each_widget(name):
-    code = [c for c in nbformat.read(find_notebooks(chosen=[name])[0], as_version=4).cells if c.cell_type == "code"]
+    code = [
+        c
+        for c in nbformat.read(find_notebooks(chosen=[name])[0], as_version=4).cells
+        if c.cell_type == "code"
+    ]
     shown = re.compile(r"^widgets\.|^(playground|explorer)$", re.M)  # as a line of its own
     widgets = [i for i, cell in enumerate(code) if shown.search(cell.source)]
     assert widgets and all("plots.show(" in code[i + 1].source for i in widgets)

@@ -60,11 +60,17 @@ print(dataset, quick, os.environ['TQDM_DISABLE'], os.environ['NNLIB_FIGURES_DIR'
 display({{'application/vnd.jupyter.wid' 'get-view+json': {{'model_id': '0'}}, 'text/plain': 'Sli' 'der'}}, raw=True)
 display({{'image/png': '{PIXEL}'}}, raw=True, metadata={{'image/png': {{'alt': 'loss falls'}}}})"""
     write_notebook(
-        folder / "01_runs.ipynb", new_markdown_cell(INTRODUCTION), new_code_cell(show), new_code_cell("1 + 1")
+        folder / "01_runs.ipynb",
+        new_markdown_cell(INTRODUCTION),
+        new_code_cell(show),
+        new_code_cell("1 + 1"),
     )
     fails = new_markdown_cell("# The one that fails\n\n## Try it\n")
     write_notebook(
-        folder / "02_fails.ipynb", fails, new_code_cell('raise ValueError("no such luck")'), new_code_cell("2")
+        folder / "02_fails.ipynb",
+        fails,
+        new_code_cell('raise ValueError("no such luck")'),
+        new_code_cell("2"),
     )
     return folder
 
@@ -105,7 +111,9 @@ def test_report_end_to_end(course: Path, tmp_path: Path, monkeypatch: pytest.Mon
     before = {path: path.read_bytes() for path in course.iterdir()}
     data = nnlib.load_dataset("standin", n_train=20, n_valid=10, n_test=10)
     monkeypatch.setattr(nnlib, "load_dataset", lambda name: data)
-    with pytest.raises(report.ReportError, match=r"1 of 2 .*02_fails, cell 2: ValueError: no such luck"):
+    with pytest.raises(
+        report.ReportError, match=r"1 of 2 .*02_fails, cell 2: ValueError: no such luck"
+    ):
         report.build(tmp_path / "out", quick=True, author="A. <Student>", notebooks_dir=course)
     assert {path: path.read_bytes() for path in course.iterdir()} == before
 
@@ -137,7 +145,9 @@ def test_page_asks_for_nothing_outside_itself():
     assert "MathJax" not in html and "require" not in html
 
 
-@pytest.mark.parametrize(("code", "blocks", "opened"), [("fold", 1, 0), ("show", 1, 1), ("hide", 0, 0)])
+@pytest.mark.parametrize(
+    ("code", "blocks", "opened"), [("fold", 1, 0), ("show", 1, 1), ("hide", 0, 0)]
+)
 def test_code_can_be_folded_shown_or_hidden(code: str, blocks: int, opened: int):
     html = render([page_of(new_markdown_cell("# T"), new_code_cell("answer = 42"))], {}, code)
     assert html.count('<details class="code"') == blocks
@@ -164,9 +174,15 @@ def test_committed_notebooks_hold_no_mathematics_that_is_not_understood(root: Pa
     for path in root.glob("notebooks/*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "markdown":
-                for latex in re.findall(r"\$\$(.+?)\$\$|(?<!\$)\$([^$\n]+)\$(?!\$)", cell.source, re.S):
+                for latex in re.findall(
+                    r"\$\$(.+?)\$\$|(?<!\$)\$([^$\n]+)\$(?!\$)", cell.source, re.S
+                ):
                     html = report.mathml("".join(latex))
-                    assert html.startswith("<math") and r"<mi>\ "[:-1] not in html and "<mi>&<" not in html, latex
+                    assert (
+                        html.startswith("<math")
+                        and r"<mi>\ "[:-1] not in html
+                        and "<mi>&<" not in html
+                    ), latex
 
 
 def test_latex_output_and_headings_twice():
@@ -178,15 +194,20 @@ def test_latex_output_and_headings_twice():
 
 
 def test_pandas_styles_are_left_out():
-    table = "<div>\n<style scoped>\n  .dataframe {}\n</style>\n<table class='dataframe'></table></div>"
+    table = (
+        "<div>\n<style scoped>\n  .dataframe {}\n</style>\n<table class='dataframe'></table></div>"
+    )
     cell = new_code_cell("t", outputs=[new_output("display_data", data={"text/html": table})])
     html = render([page_of(cell)], {})
-    assert "scoped" not in html and '<table class="dataframe">' in html  # nbconvert writes its attributes anew
+    assert (
+        "scoped" not in html and '<table class="dataframe">' in html
+    )  # nbconvert writes its attributes anew
 
 
 def test_title_page_repeats_what_was_measured():
     printed = new_output(
-        "stream", text="loss falls\ntest accuracy 0.5 ± 0.1\nbest  test loss 1.2\nthe test accuracy is fine\n"
+        "stream",
+        text="loss falls\ntest accuracy 0.5 ± 0.1\nbest  test loss 1.2\nthe test accuracy is fine\n",
     )
     page = page_of(new_markdown_cell("# T"), new_code_cell("x", outputs=[printed]))
     html = render([page], {"Author": None, "Data": "standin"})
@@ -194,27 +215,42 @@ def test_title_page_repeats_what_was_measured():
     assert "test accuracy 0.5 ± 0.1" in results and "best  test loss 1.2" in results
     assert "loss falls" not in results and "is fine" not in results
     assert "Author" not in html  # nobody is named
-    assert '<table class="results">' not in render([page], {})  # a single notebook has no title page
+    assert '<table class="results">' not in render(
+        [page], {}
+    )  # a single notebook has no title page
 
 
 def test_markdown_has_its_pictures_beside_it(tmp_path: Path):
     cell = new_code_cell("answer = 42", outputs=[picture("a dot")])
-    merged = report.merge([page_of(new_markdown_cell("# T\n\n$x^2$"), cell)], {"Data": "standin"}, "hide")
+    merged = report.merge(
+        [page_of(new_markdown_cell("# T\n\n$x^2$"), cell)], {"Data": "standin"}, "hide"
+    )
     text = report._write(merged, tmp_path, "markdown").read_text(encoding="utf-8")
     (shown,) = re.findall(r"!\[.*\]\((.+)\)", text)
     assert (tmp_path / shown).read_bytes().startswith(b"\x89PNG")
-    assert "| Data | standin |" in text and "$x^2$" in text and "**Figure 1.1.** a dot" in text and "42" not in text
+    assert (
+        "| Data | standin |" in text
+        and "$x^2$" in text
+        and "**Figure 1.1.** a dot" in text
+        and "42" not in text
+    )
 
 
-@pytest.mark.parametrize(("name", "number"), [("07_page", "7.1"), ("00_page", "0.1"), ("page", "2.1")])
+@pytest.mark.parametrize(
+    ("name", "number"), [("07_page", "7.1"), ("00_page", "0.1"), ("page", "2.1")]
+)
 def test_figures_bear_the_number_of_their_notebook(name: str, number: str):
-    first, second = (page_of(new_code_cell("x", outputs=[picture("a dot")]), name=n) for n in ("01_page", name))
+    first, second = (
+        page_of(new_code_cell("x", outputs=[picture("a dot")]), name=n) for n in ("01_page", name)
+    )
     html = render([first, second], {"Data": "standin; `nnlib data fetch`"})
     assert "standin; nnlib data fetch<" in html  # no backticks where there is no Markdown
     assert "Figure 1.1." in html and f"Figure {number}." in html
 
 
-def test_a_place_that_cannot_be_written_is_found_before_the_notebooks_run(course: Path, tmp_path: Path):
+def test_a_place_that_cannot_be_written_is_found_before_the_notebooks_run(
+    course: Path, tmp_path: Path
+):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         report.build(tmp_path / "file", dataset="standin", notebooks_dir=course)
@@ -227,17 +263,38 @@ def test_ctrl_c_ends_the_report_in_one_line_and_keeps_what_has_run(tmp_path: Pat
         write_notebook(tmp_path / "01_runs.ipynb", new_markdown_cell("# R"), new_code_cell("6 * 7"))
     waits = "open('begun', 'w').close(); import time; time.sleep(99)"
     write_notebook(tmp_path / "02_waits.ipynb", new_markdown_cell("# W"), new_code_cell(waits))
-    write_notebook(tmp_path / "03_next.ipynb", new_markdown_cell("# N"), new_code_cell("open('next', 'w')"))
-    command = [sys.executable, "-m", "nnlib", "report", "--data", "standin", "--notebooks-dir", str(tmp_path)]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+    write_notebook(
+        tmp_path / "03_next.ipynb", new_markdown_cell("# N"), new_code_cell("open('next', 'w')")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "nnlib",
+        "report",
+        "--data",
+        "standin",
+        "--notebooks-dir",
+        str(tmp_path),
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
         while not (tmp_path / "begun").exists() and running.poll() is None:
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
     page = tmp_path / "report/index.html"
-    assert running.returncode == 130 and not (tmp_path / "next").exists() and page.exists() == bool(before)
-    assert err.splitlines()[-1].endswith("interrupted after 1 of 3 notebooks" if before else "nnlib: interrupted")
-    assert err.count("\n") == 1 and (not before or "interrupted after 1 of 3 notebooks" in page.read_text("utf-8"))
+    assert (
+        running.returncode == 130
+        and not (tmp_path / "next").exists()
+        and page.exists() == bool(before)
+    )
+    assert err.splitlines()[-1].endswith(
+        "interrupted after 1 of 3 notebooks" if before else "nnlib: interrupted"
+    )
+    assert err.count("\n") == 1 and (
+        not before or "interrupted after 1 of 3 notebooks" in page.read_text("utf-8")
+    )
 
 
 def test_what_is_no_notebook_is_named(tmp_path: Path):
@@ -246,7 +303,9 @@ def test_what_is_no_notebook_is_named(tmp_path: Path):
         notebooks.execute(tmp_path / "01_empty.ipynb")
 
 
-def test_pdf_without_a_browser_says_what_to_install(course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pdf_without_a_browser_says_what_to_install(
+    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("playwright.sync_api")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "none"))
@@ -263,18 +322,31 @@ def test_nbconvert_by_hand(course: Path, tmp_path: Path, monkeypatch: pytest.Mon
     template = Path(report.__file__).parent / "templates" / "nnlib"
     shutil.copytree(template, tmp_path / "nbconvert" / "templates" / "nnlib")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    command = [sys.executable, "-m", "jupyter", "nbconvert", str(course / "01_runs.ipynb"), f"--output-dir={tmp_path}"]
-    subprocess.run([*command, "--to", "html", "--template", "nnlib"], check=True, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "nbconvert",
+        str(course / "01_runs.ipynb"),
+        f"--output-dir={tmp_path}",
+    ]
+    subprocess.run(
+        [*command, "--to", "html", "--template", "nnlib"], check=True, capture_output=True
+    )
     html = (tmp_path / "01_runs.html").read_text(encoding="utf-8")
     found = Collector(html)
     assert found.outside == [] and "<mfrac>" in html and '<details class="code">' in html
     assert html.count("<h1") == 2 and "01_runs--Try-it" in found.inside
-    subprocess.run([*command, "--to", "html"], check=True, capture_output=True)  # nbconvert's own, as everybody types
+    subprocess.run(
+        [*command, "--to", "html"], check=True, capture_output=True
+    )  # nbconvert's own, as everybody types
     assert "Softmax" in (tmp_path / "01_runs.html").read_text(encoding="utf-8")
 
 
 def test_error_is_marked_in_the_table_and_on_the_page():
-    html = render([page_of(new_markdown_cell("# T"), error="cell 3: KeyError: <x>")], {"Data": "standin"})
+    html = render(
+        [page_of(new_markdown_cell("# T"), error="cell 3: KeyError: <x>")], {"Data": "standin"}
+    )
     assert html.count("failed in cell 3: KeyError: &lt;x&gt;") == 2
 
 
@@ -298,7 +370,9 @@ def test_code_option_is_checked(course: Path):
         report.build(code="blink", notebooks_dir=course)
 
 
-def test_refresh_writes_clean_outputs_that_do_not_change(course: Path, monkeypatch: pytest.MonkeyPatch):
+def test_refresh_writes_clean_outputs_that_do_not_change(
+    course: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("NNLIB_FIGURES_DIR", "figures")
     path = course / "01_runs.ipynb"
     notebooks.refresh(["01"], course)
@@ -322,9 +396,13 @@ def test_refresh_leaves_a_notebook_that_fails_as_it_was(course: Path):
     assert (course / "02_fails.ipynb").read_bytes() == before
 
 
-def test_injected_parameters_stand_in_the_result_and_not_in_the_file(course: Path, monkeypatch: pytest.MonkeyPatch):
+def test_injected_parameters_stand_in_the_result_and_not_in_the_file(
+    course: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("NNLIB_FIGURES_DIR", "figures")
-    page = notebooks.execute(course / "01_runs.ipynb", {"dataset": "standin", "quick": True, "recipe": "fast"})
+    page = notebooks.execute(
+        course / "01_runs.ipynb", {"dataset": "standin", "quick": True, "recipe": "fast"}
+    )
     assert "recipe" not in str(page.notebook)  # the cell names no such parameter
     assert page.notebook.cells[1].source.endswith("\ndataset = 'standin'\nquick = True")
     assert "standin" not in (course / "01_runs.ipynb").read_text(encoding="utf-8")
@@ -337,12 +415,18 @@ def test_injected_parameters_stand_in_the_result_and_not_in_the_file(course: Pat
 @pytest.mark.slow
 def test_report_in_a_browser_makes_no_request(tmp_path: Path):
     playwright = pytest.importorskip("playwright.sync_api")
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    browser_path = (
+        shutil.which("chromium")
+        or shutil.which("google-chrome")
+        or shutil.which("chromium-browser")
+    )
     if not browser_path:
         pytest.skip("no Chromium on this machine")
     target = tmp_path / "index.html"
     cell = new_code_cell("answer = 42", outputs=[picture("a dot")])
-    target.write_text(render([page_of(new_markdown_cell(INTRODUCTION), cell)], {}), encoding="utf-8")
+    target.write_text(
+        render([page_of(new_markdown_cell(INTRODUCTION), cell)], {}), encoding="utf-8"
+    )
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page()
@@ -357,7 +441,9 @@ def test_report_in_a_browser_makes_no_request(tmp_path: Path):
         page.get_by_text("Show all code").click()
         assert code.is_visible() and code.inner_text().strip() == "answer = 42"
         assert page.locator("math").count() == 2
-        assert page.locator("math mtable").bounding_box()["height"] > 40  # two lines, one below the other
+        assert (
+            page.locator("math mtable").bounding_box()["height"] > 40
+        )  # two lines, one below the other
         browser.close()
     printed = report.pdf(target.as_uri())
     assert printed.startswith(b"%PDF") and printed.count(b"/Type /Page\n") >= 1

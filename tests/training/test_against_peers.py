@@ -30,7 +30,9 @@ ACTIVATIONS = (
 
 def agree(found, expected, rtol: float = 1e-10) -> None:
     expected = np.asarray(expected)
-    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * 1e-2 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        found, expected, rtol=rtol, atol=rtol * 1e-2 * np.abs(expected).max()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +90,24 @@ def test_random_networks_against_autograd(torch, depth):
                 p[:] = rng.standard_normal(p.shape)
         n = int(rng.integers(1, 9))
         x, labels = 2 * rng.standard_normal((n, sizes[0])), rng.integers(0, sizes[-1], n)
-        l2, smoothing, dropout = rng.choice([0, 0.01, 1]), rng.choice([0, 0.1, 1]), rng.choice([0, 0.3])
+        l2, smoothing, dropout = (
+            rng.choice([0, 0.01, 1]),
+            rng.choice([0, 0.1, 1]),
+            rng.choice([0, 0.3]),
+        )
         masks = model.dropout_masks(n, rng, dropout, dropout / 2)
         loss, gradients = model.loss_and_gradients(
-            x, labels, l2, loss=partial(softmax_cross_entropy, label_smoothing=smoothing), masks=masks
+            x,
+            labels,
+            l2,
+            loss=partial(softmax_cross_entropy, label_smoothing=smoothing),
+            masks=masks,
         )
         parameters = live(torch, model)
         logits = torch_forward(torch, model, parameters, x, masks)
-        cross_entropy = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), label_smoothing=smoothing)
+        cross_entropy = torch.nn.functional.cross_entropy(
+            logits, torch.tensor(labels), label_smoothing=smoothing
+        )
         expected = cross_entropy + penalty(parameters, l2)
         expected.backward()
         agree(model.forward(x, masks), logits.detach())
@@ -118,10 +130,16 @@ def test_gradient_by_the_inputs_against_autograd(torch):
 
 def test_class_weights_against_cross_entropy(torch):
     rng = np.random.default_rng(0)
-    logits, labels, weights = 3 * rng.standard_normal((20, 5)), rng.integers(0, 5, 20), rng.uniform(0.1, 4, 5)
+    logits, labels, weights = (
+        3 * rng.standard_normal((20, 5)),
+        rng.integers(0, 5, 20),
+        rng.uniform(0.1, 4, 5),
+    )
     loss, dlogits = softmax_cross_entropy(logits, labels, class_weights=weights)
     z = torch.tensor(logits, requires_grad=True)
-    expected = torch.nn.functional.cross_entropy(z, torch.tensor(labels), weight=torch.tensor(weights))
+    expected = torch.nn.functional.cross_entropy(
+        z, torch.tensor(labels), weight=torch.tensor(weights)
+    )
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-12)
     agree(dlogits, z.grad)
@@ -149,7 +167,10 @@ def torch_schedule(torch, optimizer, name, warmup):
         "step": lambda: ([s.StepLR(optimizer, step_size=3, gamma=0.7)], []),
         "exponential": lambda: ([s.ExponentialLR(optimizer, gamma=0.7 ** (1 / 3))], []),
         "cosine": lambda: ([cosine(T_max=STEPS)], []),
-        "one_cycle": lambda: ([s.LinearLR(optimizer, 1 / 25, 1, TOP), cosine(T_max=STEPS - TOP)], [TOP]),
+        "one_cycle": lambda: (
+            [s.LinearLR(optimizer, 1 / 25, 1, TOP), cosine(T_max=STEPS - TOP)],
+            [TOP],
+        ),
     }[name]()
     if warmup:
         parts.insert(0, s.LinearLR(optimizer, 1 / warmup, 1, warmup - 1))
@@ -163,7 +184,13 @@ def torch_schedule(torch, optimizer, name, warmup):
 def test_schedules_against_torch(torch, name, warmup):
     floor = 0.0 if name in ("step", "exponential") else 0.01  # PyTorch's decays have no floor
     ours = make_schedule(
-        name, 0.1, STEPS + warmup, decay_rate=0.7, decay_every=3, min_learning_rate=floor, warmup_steps=warmup
+        name,
+        0.1,
+        STEPS + warmup,
+        decay_rate=0.7,
+        decay_every=3,
+        min_learning_rate=floor,
+        warmup_steps=warmup,
     )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     theirs = torch_schedule(torch, optimizer, name, warmup)
@@ -173,7 +200,9 @@ def test_schedules_against_torch(torch, name, warmup):
         theirs.step()
 
 
-def torch_step(torch, optimizer, parameters, rate, clip_norm=math.inf, decoupled_l2=0.0, **_) -> bool:
+def torch_step(
+    torch, optimizer, parameters, rate, clip_norm=math.inf, decoupled_l2=0.0, **_
+) -> bool:
     """One step of ``optimizer`` with what PyTorch's SGD has not built in; tells whether the gradient was cut."""
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -195,12 +224,17 @@ def test_twenty_steps_of_every_optimiser_and_schedule_against_torch(torch, optim
     rng = np.random.default_rng(0)
     x, labels = 2 * rng.standard_normal((12, 6)), rng.integers(0, 3, 12)
     model = MLP((6, 5, 3), "tanh", initialisation="xavier", seed=2, dtype=np.float64)
-    rate = make_schedule(schedule, 0.1, STEPS, decay_rate=0.7, decay_every=3, min_learning_rate=0.01, warmup_steps=2)
+    rate = make_schedule(
+        schedule, 0.1, STEPS, decay_rate=0.7, decay_every=3, min_learning_rate=0.01, warmup_steps=2
+    )
     parameters = live(torch, model)
     average = {name: p.detach().clone() for name, p in parameters.items()}
     ours, cut = SGD(model.parameters, **options), []
     theirs = torch.optim.SGD(
-        parameters.values(), lr=0.1, momentum=options.get("momentum", 0), nesterov=options.get("nesterov", False)
+        parameters.values(),
+        lr=0.1,
+        momentum=options.get("momentum", 0),
+        nesterov=options.get("nesterov", False),
     )
     for step in range(STEPS):
         _, dlogits = softmax_cross_entropy(model.forward(x), labels)
@@ -208,11 +242,15 @@ def test_twenty_steps_of_every_optimiser_and_schedule_against_torch(torch, optim
         ours.step(rate(step))
         theirs.zero_grad()
         logits = torch_forward(torch, model, parameters, x)
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)) + penalty(parameters, l2)
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels)) + penalty(
+            parameters, l2
+        )
         loss.backward()
         cut.append(torch_step(torch, theirs, parameters, rate(step), **options))
         for name, p in parameters.items():
-            average[name].lerp_(p.detach(), 1 - min(options.get("ema", 0), (step + 1) / (step + 11)))
+            average[name].lerp_(
+                p.detach(), 1 - min(options.get("ema", 0), (step + 1) / (step + 11))
+            )
     for name, p in parameters.items():
         agree(model.parameters[name], p.detach())
         if "ema" in options:

@@ -51,7 +51,9 @@ def test_a_step_is_the_same_whatever_came_before_it():
 def test_the_order_is_the_permutation_that_its_generator_gives(epoch):
     made = batches()
     made.order(3)
-    np.testing.assert_array_equal(made.order(epoch), np.random.default_rng([5, ORDER, epoch]).permutation(100))
+    np.testing.assert_array_equal(
+        made.order(epoch), np.random.default_rng([5, ORDER, epoch]).permutation(100)
+    )
 
 
 def test_images_that_are_floats_are_taken_as_they_are():

@@ -11,7 +11,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from ipywidgets import VBox
-from small_runs import DATA, EVERYTHING, PLAIN, At, pictures, run_script, same, stop, timeless, train
+from small_runs import (
+    DATA,
+    EVERYTHING,
+    PLAIN,
+    At,
+    pictures,
+    run_script,
+    same,
+    stop,
+    timeless,
+    train,
+)
 
 import nnlib
 from nnlib.network.mlp import MLP
@@ -42,10 +53,15 @@ def test_divergence_names_the_layer_whose_activations_overflow_and_brings_the_ru
         trainer.model.parameters["W2"][:] = 1e38
 
     hp = PLAIN.replace(hidden_sizes=(8, 8, 8), activation="leaky_relu")
-    with pytest.raises(nnlib.TrainingDiverged, match="the activations of layer 2 overflow") as raised:
+    with pytest.raises(
+        nnlib.TrainingDiverged, match="the activations of layer 2 overflow"
+    ) as raised:
         train(hp, DATA, At(10, grow))
     run = raised.value.run
-    assert len(run.history) == 1 and nnlib.evaluate(run.model, DATA.valid).loss == run.best["valid_loss"]
+    assert (
+        len(run.history) == 1
+        and nnlib.evaluate(run.model, DATA.valid).loss == run.best["valid_loss"]
+    )
 
     def grow_last(trainer):
         trainer.model.parameters["W4"][:] = 3e38
@@ -113,7 +129,9 @@ def test_weights_spoilt_by_the_last_step_of_an_epoch_are_found_by_validation(tmp
 
 
 def test_patience(tmp_path):
-    hp = PLAIN.replace(learning_rate=0, epochs=30, patience=4)  # nothing gets better after the first epoch
+    hp = PLAIN.replace(
+        learning_rate=0, epochs=30, patience=4
+    )  # nothing gets better after the first epoch
     run = train(hp, run_dir=tmp_path)
     assert len(run.history) == 5 and run.best_epoch == 1
     assert run.stopped == "stopped early: no better valid_accuracy in 4 epochs"
@@ -148,7 +166,9 @@ def test_a_second_ctrl_c_ends_at_once():
         interrupt(trainer)
         interrupt(trainer)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background jobs of shells lack
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which the background jobs of shells lack
     with pytest.raises(KeyboardInterrupt):
         train(PLAIN, DATA, At(10, twice))
     signal.signal(signal.SIGINT, before)
@@ -221,11 +241,16 @@ def test_an_exception_in_a_callback_does_not_lose_the_run(tmp_path, moment, fold
     with pytest.raises(ZeroDivisionError) as raised:
         train(PLAIN, DATA, other, log, run_dir=tmp_path if folder else None)
     run = raised.value.run
-    assert len(run.history) == {"on_start": 0, "on_step": 1, "measure": 1, "on_epoch": 2, "on_end": 3}[moment]
+    assert (
+        len(run.history)
+        == {"on_start": 0, "on_step": 1, "measure": 1, "on_epoch": 2, "on_end": 3}[moment]
+    )
     assert not run.history or nnlib.evaluate(run.model, DATA.valid).loss == run.best["valid_loss"]
     assert other.moments[-1] == "end" and (moment == "on_end" or log.moments[-1] == "end")
     if folder:
-        assert read_arrays(tmp_path / "last.npz")[1]["step"] == {"on_start": 0, "on_end": 21}.get(moment, 14)
+        assert read_arrays(tmp_path / "last.npz")[1]["step"] == {"on_start": 0, "on_end": 21}.get(
+            moment, 14
+        )
         assert same(train(run_dir=tmp_path), train())
 
 
@@ -266,7 +291,9 @@ def test_diagnostics_are_those_of_a_naive_computation(tmp_path):
         for layer in (1, 2, 3):
             W = p[f"W{layer}"]
             assert record[f"weight_norm_{layer}"] == pytest.approx(np.sqrt((W**2).sum()), rel=1e-5)
-            assert record[f"gradient_norm_{layer}"] == pytest.approx(np.linalg.norm(gradients[f"W{layer}"]), rel=1e-4)
+            assert record[f"gradient_norm_{layer}"] == pytest.approx(
+                np.linalg.norm(gradients[f"W{layer}"]), rel=1e-4
+            )
             ratio = np.linalg.norm(W - before[f"W{layer}"]) / np.linalg.norm(W)
             assert record[f"update_ratio_{layer}"] == pytest.approx(ratio, rel=1e-2) and ratio > 0
         z = model.inputs(DATA.valid.images) @ p["W1"] + p["b1"]
@@ -312,10 +339,16 @@ def test_the_range_test_finds_where_the_loss_falls_and_where_it_explodes():
     np.testing.assert_allclose(found.rates[1:] / found.rates[:-1], 1e7 ** (1 / 119))
     lowest = found.losses.min()
     assert found.losses[0] == pytest.approx(math.log(3), abs=0.5) and lowest < found.losses[0] - 0.2
-    assert (found.losses[:-1] <= 4 * np.minimum.accumulate(found.losses)[:-1]).all() and found.losses[-1] > 2 * lowest
+    assert (
+        found.losses[:-1] <= 4 * np.minimum.accumulate(found.losses)[:-1]
+    ).all() and found.losses[-1] > 2 * lowest
     assert found.suggestion == found.rates[found.losses.argmin()] / 10
-    assert repr(found).startswith(f"RangeTest: suggestion {found.suggestion:.2g}, of {len(found.rates)} rates")
-    good, bad = (train(hp.replace(learning_rate=r), data) for r in (found.suggestion, found.suggestion / 100))
+    assert repr(found).startswith(
+        f"RangeTest: suggestion {found.suggestion:.2g}, of {len(found.rates)} rates"
+    )
+    good, bad = (
+        train(hp.replace(learning_rate=r), data) for r in (found.suggestion, found.suggestion / 100)
+    )
     assert good.best["valid_loss"] < bad.best["valid_loss"]
     again = nnlib.find_learning_rate(hp, data, 1e-4, 1000.0, steps=120)
     np.testing.assert_array_equal(again.losses, found.losses)
@@ -326,12 +359,17 @@ def test_the_range_test_smooths_by_hand():
 
     found = nnlib.find_learning_rate(PLAIN, DATA, 1e-9, 2e-9, steps=3)  # the weights hardly move
     trainer = Trainer(
-        PLAIN, DATA, progress=False, callbacks=[SimpleNamespace(on_step=lambda t: losses.append(t.last_loss))]
+        PLAIN,
+        DATA,
+        progress=False,
+        callbacks=[SimpleNamespace(on_step=lambda t: losses.append(t.last_loss))],
     )
     trainer.learning_rate = lambda step: 1e-9
     trainer.run(until=1)
     a, b, c = losses[:3]
-    np.testing.assert_allclose(found.losses, [a, (0.9 * a + b) / 1.9, (0.81 * a + 0.9 * b + c) / 2.71], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.losses, [a, (0.9 * a + b) / 1.9, (0.81 * a + 0.9 * b + c) / 2.71], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("low, high, steps", [(0, 1, 9), (1, 1, 9), (2, 1, 9), (0.1, 1, 1)])
@@ -355,7 +393,9 @@ def test_what_is_printed(capsys):
     run = nnlib.train(PLAIN, DATA)  # no terminal: one line an epoch
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and f"valid loss {run.history[1]['valid_loss']:.4f}" in lines[1]
-    assert repr(run).startswith("TrainingRun: 3 epochs in ") and run.seconds == sum(run.history.column("seconds"))
+    assert repr(run).startswith("TrainingRun: 3 epochs in ") and run.seconds == sum(
+        run.history.column("seconds")
+    )
 
 
 def test_a_bar_in_a_terminal(capsys, monkeypatch):

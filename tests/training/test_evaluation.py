@@ -11,7 +11,9 @@ import nnlib
 ECHO = nnlib.MLP((3, 3), classes=("cat", "dog", "fox"))
 ECHO.parameters["W1"][:] = np.eye(3)
 
-X = np.array([[9, 0, 0], [0, 9, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0]], np.float32)  # taken for 0, 1, 1, 2, 0
+X = np.array(
+    [[9, 0, 0], [0, 9, 0], [0, 9, 0], [0, 0, 9], [9, 0, 0]], np.float32
+)  # taken for 0, 1, 1, 2, 0
 SPLIT = nnlib.Split(X, np.array([0, 1, 0, 1, 0]))
 
 
@@ -19,7 +21,11 @@ def test_counts_by_hand():
     found = nnlib.evaluate(ECHO, SPLIT)
     assert found.accuracy == 3 / 5
     np.testing.assert_array_equal(found.confusion, [[2, 1, 0], [0, 1, 1], [0, 0, 0]])
-    assert found.per_class == {"cat": 2 / 3, "dog": 1 / 2, "fox": pytest.approx(math.nan, nan_ok=True)}
+    assert found.per_class == {
+        "cat": 2 / 3,
+        "dog": 1 / 2,
+        "fox": pytest.approx(math.nan, nan_ok=True),
+    }
     # p = e⁹/(e⁹ + 2) for the three right ones, 1/(e⁹ + 2) for the two wrong ones.
     assert found.loss == pytest.approx(math.log(math.exp(9) + 2) - 9 * 3 / 5, rel=1e-6)
     assert found.standard_error == pytest.approx(math.sqrt(0.6 * 0.4 / 5))
@@ -44,7 +50,9 @@ def test_no_images_are_refused():
     with pytest.raises(nnlib.HyperparameterError, match="no images"):
         nnlib.evaluate(ECHO, nnlib.Split(X[:0], np.zeros(0, int)))
     data = nnlib.Dataset.from_arrays(np.zeros((50, 3)), np.arange(50) % 2)
-    with pytest.raises(nnlib.HyperparameterError, match=r"^split: Dataset\(.* holds no images; data.test, data"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^split: Dataset\(.* holds no images; data.test, data"
+    ):
         nnlib.evaluate(ECHO, data)  # type: ignore[arg-type]
 
 

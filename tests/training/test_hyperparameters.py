@@ -56,7 +56,9 @@ def test_what_is_refused_names_field_value_and_what_is_allowed(field, value, all
     with pytest.raises(HyperparameterError) as raised:
         Hyperparameters(**{field: value})
     named = value[1] if field == "activation" and value == ("relu", "tan") else value
-    assert str(raised.value).startswith(f"{field}: {named!r} is not ") and allowed in str(raised.value)
+    assert str(raised.value).startswith(f"{field}: {named!r} is not ") and allowed in str(
+        raised.value
+    )
     with pytest.raises(ValueError):  # one may also catch what Python would raise
         Hyperparameters().replace(**{field: value})
 
@@ -64,10 +66,13 @@ def test_what_is_refused_names_field_value_and_what_is_allowed(field, value, all
 def test_an_unknown_field_is_refused_with_the_nearest():
     for make in (Hyperparameters().replace, lambda **d: Hyperparameters.from_dict(d)):
         with pytest.raises(
-            HyperparameterError, match=r"^learnin_rate: there is no .* Did you mean 'learning_rate'\? Known: activation"
+            HyperparameterError,
+            match=r"^learnin_rate: there is no .* Did you mean 'learning_rate'\? Known: activation",
         ):
             make(learnin_rate=0.1)
-    with pytest.raises(HyperparameterError, match=r"^recipe: 'clasic' is not known\. Did you mean 'classic'\?"):
+    with pytest.raises(
+        HyperparameterError, match=r"^recipe: 'clasic' is not known\. Did you mean 'classic'\?"
+    ):
         Hyperparameters.recipe("clasic")
 
 
@@ -126,8 +131,27 @@ def test_every_field_explains_itself():
 
 def test_recipes():
     hp = Hyperparameters.recipe("classic")
-    assert (hp.hidden_sizes, hp.activation, hp.initialisation) == ((1024, 256), "leaky_relu", "lecun_normal")
-    assert (hp.batch_size, hp.epochs, hp.momentum, hp.l2, hp.decoupled_l2) == (256, 200, 0, 0.001, False)
-    assert (hp.learning_rate, hp.schedule, hp.decay_rate, hp.decay_every) == (0.05, "step", 0.95, 375)
+    assert (hp.hidden_sizes, hp.activation, hp.initialisation) == (
+        (1024, 256),
+        "leaky_relu",
+        "lecun_normal",
+    )
+    assert (hp.batch_size, hp.epochs, hp.momentum, hp.l2, hp.decoupled_l2) == (
+        256,
+        200,
+        0,
+        0.001,
+        False,
+    )
+    assert (hp.learning_rate, hp.schedule, hp.decay_rate, hp.decay_every) == (
+        0.05,
+        "step",
+        0.95,
+        375,
+    )
     assert hp.min_learning_rate == 0.001
-    assert Hyperparameters.recipe("quick", seed=5) == RECIPES["quick"].replace(seed=5) != RECIPES["quick"]
+    assert (
+        Hyperparameters.recipe("quick", seed=5)
+        == RECIPES["quick"].replace(seed=5)
+        != RECIPES["quick"]
+    )

@@ -52,7 +52,9 @@ def test_more_epochs_go_on(tmp_path, capsys):
     train(hp, run_dir=tmp_path / "cosine")
     longer = train(hp.replace(epochs=4), run_dir=tmp_path / "cosine")
     assert "epochs was 3, now 4: the schedule follows the new length" in capsys.readouterr().out
-    assert longer.history[3]["learning_rate"] == pytest.approx(0.05 * (1 + math.cos(math.pi * 27 / 28)) / 2)
+    assert longer.history[3]["learning_rate"] == pytest.approx(
+        0.05 * (1 + math.cos(math.pi * 27 / 28)) / 2
+    )
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -66,12 +68,15 @@ def test_another_run_is_refused_and_named(tmp_path):
     train(run_dir=tmp_path)
     before = on_disk(tmp_path)
     with pytest.raises(
-        nnlib.CheckpointError, match=r"hidden_sizes was \[8\], now \[9\]; learning_rate was 0\.05, now 0\.1\."
+        nnlib.CheckpointError,
+        match=r"hidden_sizes was \[8\], now \[9\]; learning_rate was 0\.05, now 0\.1\.",
     ) as raised:
         train(PLAIN.replace(hidden_sizes=(9,), learning_rate=0.1), run_dir=tmp_path)
     assert "resume=False" in str(raised.value) and "momentum" not in str(raised.value)
     other = pictures(150, 1)
-    with pytest.raises(nnlib.CheckpointError, match=f"fingerprint {DATA.fingerprint}, now {other.fingerprint}"):
+    with pytest.raises(
+        nnlib.CheckpointError, match=f"fingerprint {DATA.fingerprint}, now {other.fingerprint}"
+    ):
         train(PLAIN, other, run_dir=tmp_path)
     assert on_disk(tmp_path) == before
     anew = train(PLAIN.replace(seed=4), run_dir=tmp_path, resume=False)
@@ -80,7 +85,9 @@ def test_another_run_is_refused_and_named(tmp_path):
 
 def damage(path: Path) -> None:
     raw = bytearray(path.read_bytes())
-    middle = slice(len(raw) // 2, len(raw) // 2 + 100)  # one byte might be a date, which nobody misses
+    middle = slice(
+        len(raw) // 2, len(raw) // 2 + 100
+    )  # one byte might be a date, which nobody misses
     raw[middle] = bytes(100)
     path.write_bytes(raw)
 
@@ -108,7 +115,9 @@ def test_falling_back_does_not_put_the_damaged_state_in_the_place_of_the_good_on
 def test_a_damaged_best_model_is_written_again_from_the_state(tmp_path, harm, hp):
     hp = hp.replace(learning_rate=0.3, epochs=12)
     whole = train(hp, run_dir=tmp_path / "whole")
-    train(hp, DATA, At(7 * whole.best_epoch + 10, stop), run_dir=tmp_path / "parts")  # the best is not the last
+    train(
+        hp, DATA, At(7 * whole.best_epoch + 10, stop), run_dir=tmp_path / "parts"
+    )  # the best is not the last
     harm(tmp_path / "parts" / "best.npz")
     assert same(train(hp, run_dir=tmp_path / "parts"), whole)
     assert on_disk(tmp_path / "parts") == on_disk(tmp_path / "whole")
@@ -121,7 +130,9 @@ def test_a_best_model_from_the_future_of_another_schedule_is_not_kept(tmp_path):
     (tmp_path / "cut" / "best.npz").write_bytes(
         (tmp_path / "whole" / "best.npz").read_bytes()
     )  # killed before last.npz
-    run = train(hp.replace(epochs=9, learning_rate=0.05), DATA, At(12, stop), run_dir=tmp_path / "cut")
+    run = train(
+        hp.replace(epochs=9, learning_rate=0.05), DATA, At(12, stop), run_dir=tmp_path / "cut"
+    )
     assert run.best_epoch == 1 and nnlib.load_run(tmp_path / "cut").model.info["best"]["epoch"] == 1
     assert same(nnlib.load_run(tmp_path / "cut"), run)
 
@@ -133,7 +144,10 @@ def test_a_best_model_from_the_future_of_another_schedule_is_not_kept(tmp_path):
             lambda a: a.update({"parameters.W1": np.zeros((48, 9), np.float32)}),
             r"parameters\.W1 .* \(48, 8\), found .*9",
         ),
-        (lambda a: a.update({"velocity.b2": np.zeros(1, np.float32)}), r"velocity\.b2 .* \(3,\), found float32 \(1,\)"),
+        (
+            lambda a: a.update({"velocity.b2": np.zeros(1, np.float32)}),
+            r"velocity\.b2 .* \(3,\), found float32 \(1,\)",
+        ),
         (lambda a: a.pop("velocity.W2"), r"velocity\.W2 .* found nothing"),
         (lambda a: a.pop("best.W2"), r"best\.W2 .* found nothing"),
     ],
@@ -158,11 +172,15 @@ def test_both_states_damaged_are_refused(tmp_path):
 def test_what_a_killed_process_left_is_cleared_and_what_it_missed_is_written(tmp_path):
     train(run_dir=tmp_path)
     csv, log = ((tmp_path / name).read_text() for name in ("history.csv", "log.txt"))
-    (tmp_path / "history.csv").write_text(csv[: len(csv) // 2])  # killed after last.npz and before the history
+    (tmp_path / "history.csv").write_text(
+        csv[: len(csv) // 2]
+    )  # killed after last.npz and before the history
     (tmp_path / "log.txt").unlink()
     (tmp_path / ".last.npz.123.part").write_bytes(b"half a file")
     train(run_dir=tmp_path)
-    assert (tmp_path / "history.csv").read_text() == csv and (tmp_path / "log.txt").read_text() == log
+    assert (tmp_path / "history.csv").read_text() == csv and (
+        tmp_path / "log.txt"
+    ).read_text() == log
     assert not list(tmp_path.glob(".*.part"))
 
 
@@ -171,8 +189,13 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     words = r"last\.npz: it cannot be written \(No space left on device\)\. Make room, or name another place"
-    with monkeypatch.context() as patch, pytest.raises(nnlib.CheckpointError, match=words) as raised:
-        train(PLAIN, DATA, At(10, lambda trainer: patch.setattr(np, "savez", full)), run_dir=tmp_path)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(nnlib.CheckpointError, match=words) as raised,
+    ):
+        train(
+            PLAIN, DATA, At(10, lambda trainer: patch.setattr(np, "savez", full)), run_dir=tmp_path
+        )
     assert len(raised.value.run.history) == 2  # in memory nothing is lost at all
     assert same(train(run_dir=tmp_path), train())
 
@@ -249,7 +272,10 @@ def test_killed_at_any_of_thirty_moments_writes_included_it_ends_the_same(tmp_pa
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    with RunDirectory(tmp_path).locked(), pytest.raises(nnlib.CheckpointError, match="another process is training"):
+    with (
+        RunDirectory(tmp_path).locked(),
+        pytest.raises(nnlib.CheckpointError, match="another process is training"),
+    ):
         train(run_dir=tmp_path)
     train(run_dir=tmp_path)
 
@@ -264,10 +290,17 @@ def test_the_n_best_models_are_kept_and_no_others(tmp_path, select_by):
     sign = 1 if select_by == "valid_loss" else -1
     ranked = sorted(run.history, key=lambda record: sign * record[select_by])[:3]
     names = ["best.npz", *(f"best-epoch-{record['epoch']:04d}.npz" for record in ranked[1:])]
-    assert {path.name for path in (tmp_path / "whole").glob("*.npz")} == {*names, "last.npz", "previous.npz"}
+    assert {path.name for path in (tmp_path / "whole").glob("*.npz")} == {
+        *names,
+        "last.npz",
+        "previous.npz",
+    }
     for name, record in zip(names, ranked, strict=True):
         model = nnlib.load_model(tmp_path / "whole" / name)
-        assert nnlib.evaluate(model, DATA.valid).loss == record["valid_loss"] and model.info["best"] == record
+        assert (
+            nnlib.evaluate(model, DATA.valid).loss == record["valid_loss"]
+            and model.info["best"] == record
+        )
     for step in (10, 25, 49, 50, 70):
         train(hp, DATA, At(step, stop), run_dir=tmp_path / "parts", keep_best=3)
     train(hp, run_dir=tmp_path / "parts", keep_best=3)
@@ -291,7 +324,9 @@ def test_the_models_know_the_weights_that_the_run_began_with(tmp_path):
         for name, p in model.initial_parameters().items():
             np.testing.assert_array_equal(p.astype(np.float32), first[name])
     run.model.seed = 4
-    with pytest.raises(nnlib.CheckpointError, match="seed 4 does not give the weights that the run began with"):
+    with pytest.raises(
+        nnlib.CheckpointError, match="seed 4 does not give the weights that the run began with"
+    ):
         run.model.initial_parameters()
     tuned = train(PLAIN.replace(seed=5), DATA, init=train().model)
     with pytest.raises(nnlib.CheckpointError, match=r"init=\.\.\."):
@@ -306,13 +341,18 @@ def test_folded_models_do_not_pretend_to_know_their_first_weights(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(nnlib.CheckpointError, match=r"file: no folder can be made here .*; name another"):
+    with pytest.raises(
+        nnlib.CheckpointError, match=r"file: no folder can be made here .*; name another"
+    ):
         train(run_dir=tmp_path / "file")
 
 
 def test_the_folder_of_a_run(tmp_path):
     run = train(PLAIN, run_dir=tmp_path)
-    assert nnlib.Hyperparameters.from_dict(json.loads((tmp_path / "hyperparameters.json").read_text())) == PLAIN
+    assert (
+        nnlib.Hyperparameters.from_dict(json.loads((tmp_path / "hyperparameters.json").read_text()))
+        == PLAIN
+    )
     best = nnlib.load_model(tmp_path)  # the folder stands for its best model
     assert all((best.parameters[name] == p).all() for name, p in run.model.parameters.items())
     head, *rows = (tmp_path / "history.csv").read_text().splitlines()
@@ -322,22 +362,35 @@ def test_the_folder_of_a_run(tmp_path):
     assert len(lines) == 3
     for line, record in zip(lines, run.history, strict=True):
         assert f"epoch {record['epoch']:3d}/3" in line
-        assert f"valid loss {record['valid_loss']:.4f} accuracy {record['valid_accuracy']:.4f}" in line
+        assert (
+            f"valid loss {record['valid_loss']:.4f} accuracy {record['valid_accuracy']:.4f}" in line
+        )
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["fingerprint"] == DATA.fingerprint and environment["numpy"] == np.__version__
     assert environment["images"] == {"train": 100, "valid": 25, "test": 25}
-    assert {"nnlib", "python", "scipy", "platform", "cores"} <= set(environment) and environment["cpu"]
+    assert {"nnlib", "python", "scipy", "platform", "cores"} <= set(environment) and environment[
+        "cpu"
+    ]
     with threadpool_limits(1):
         Trainer(PLAIN, DATA, tmp_path, progress=False).run()
     (blas, *_) = json.loads((tmp_path / "environment.json").read_text())["blas"]
     assert blas["num_threads"] == 1 and blas["internal_api"] and blas["version"]
-    assert not re.search(r"(?<![\w.$/])/\w+/", (tmp_path / "environment.json").read_text())  # no path of this machine
+    assert not re.search(
+        r"(?<![\w.$/])/\w+/", (tmp_path / "environment.json").read_text()
+    )  # no path of this machine
     loaded = nnlib.load_run(tmp_path)
-    assert same(loaded, run) and loaded.history == run.history and loaded.best_epoch == run.best_epoch
+    assert (
+        same(loaded, run) and loaded.history == run.history and loaded.best_epoch == run.best_epoch
+    )
     assert loaded.hyperparameters == PLAIN and loaded.run_dir == run.run_dir == tmp_path
     assert loaded.model.info["fingerprint"] == DATA.fingerprint
-    assert loaded.model.info["best"] == run.best and loaded.model.info["hyperparameters"] == PLAIN.to_dict()
-    for name, p in Trainer(PLAIN, DATA).model.parameters.items():  # "before" is of the same network as "after"
+    assert (
+        loaded.model.info["best"] == run.best
+        and loaded.model.info["hyperparameters"] == PLAIN.to_dict()
+    )
+    for name, p in Trainer(
+        PLAIN, DATA
+    ).model.parameters.items():  # "before" is of the same network as "after"
         np.testing.assert_array_equal(loaded.model.initial_parameters()[name], p)
 
 
@@ -352,7 +405,9 @@ def test_the_commit_is_told_where_there_is_one(tmp_path):
     (tmp_path / "a").write_text("1")
     subprocess.run([*git, "add", "a"], check=True)
     subprocess.run([*git, "commit", "-qm", "first"], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     assert _commit(tmp_path) == head
     (tmp_path / "a").write_text("2")
     assert _commit(tmp_path) == f"{head}-dirty"
@@ -370,7 +425,9 @@ def test_load_run_refuses_what_is_no_run(tmp_path):
 def test_a_model_that_is_of_no_run_is_not_written_over(tmp_path):
     nnlib.save_model(nnlib.MLP((48, 8, 3)), tmp_path / "best.npz")
     before = (tmp_path / "best.npz").read_bytes()
-    with pytest.raises(nnlib.CheckpointError, match="of no run that can go on; name another run_dir"):
+    with pytest.raises(
+        nnlib.CheckpointError, match="of no run that can go on; name another run_dir"
+    ):
         train(run_dir=tmp_path)
     assert (tmp_path / "best.npz").read_bytes() == before
     assert train(run_dir=tmp_path, resume=False).history

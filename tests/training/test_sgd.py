@@ -78,10 +78,14 @@ def test_decoupled_l2_shrinks_weights_beside_the_step_and_leaves_biases():
 def test_moving_average():
     # keep = min(0.15, n/(10 + n)) = 1/11, 0.15, 0.15; the weights go 0.9, 0.8, 0.6 and the average starts at 1.
     sgd, found = updates([1, 1, 2], ema=0.15)
-    np.testing.assert_allclose(found[:, 0], [0.9, 0.8, 0.6], rtol=1e-14)  # the weights themselves do not feel it
+    np.testing.assert_allclose(
+        found[:, 0], [0.9, 0.8, 0.6], rtol=1e-14
+    )  # the weights themselves do not feel it
     average = 1 / 11 + 0.9 * 10 / 11
     average = 0.15 * (0.15 * average + 0.85 * 0.8) + 0.85 * 0.6
-    np.testing.assert_allclose([sgd.average["W1"].item(), sgd.average["b1"].item()], average, rtol=1e-14)
+    np.testing.assert_allclose(
+        [sgd.average["W1"].item(), sgd.average["b1"].item()], average, rtol=1e-14
+    )
     assert not np.shares_memory(sgd.average["W1"], sgd.parameters["W1"])
     assert updates([1])[0].average == {}
 
@@ -129,7 +133,9 @@ def test_l1_shrinks_the_first_layer_as_written_out_in_plain_numpy(options, cut):
         average = keep * average + (1 - keep) * W
         np.testing.assert_allclose(parameters["W1"], W, rtol=1e-12, atol=1e-16)
         np.testing.assert_allclose(sgd.average["W1"], average, rtol=1e-12, atol=1e-16)
-        assert (parameters["b1"] == 1).all() and (parameters["W2"] == 1).all()  # the first layer's weights alone
+        assert (parameters["b1"] == 1).all() and (
+            parameters["W2"] == 1
+        ).all()  # the first layer's weights alone
     share = (parameters["W1"] == 0).mean()
     assert 0.01 < share < 0.99 and ((W == 0) == (parameters["W1"] == 0)).all()
 
@@ -159,7 +165,11 @@ def test_l1_agrees_with_scikit_learns_lasso():
     X = rng.normal(size=(40, 12))
     X[:, 1] = X[:, 0] + 0.3 * X[:, 1]  # correlated columns: no closed form
     y = X @ rng.normal(size=(12, 1)) + rng.normal(size=(40, 1))
-    reference = linear_model.Lasso(alpha=0.5, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(X, y[:, 0]).coef_
+    reference = (
+        linear_model.Lasso(alpha=0.5, fit_intercept=False, tol=1e-14, max_iter=100_000)
+        .fit(X, y[:, 0])
+        .coef_
+    )
     w = np.zeros((12, 1))
     sgd = SGD({"W1": w}, l1=0.5, momentum=0.9, nesterov=True)
     for _ in range(3000):

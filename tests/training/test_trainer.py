@@ -23,9 +23,15 @@ from nnlib.training.trainer import Trainer
 
 
 def test_two_epochs_against_a_naive_loop():
-    hp = PLAIN.replace(momentum=0.9, l2=0.01, epochs=2, activation="tanh", preprocessing="scale", schedule="cosine")
+    hp = PLAIN.replace(
+        momentum=0.9, l2=0.01, epochs=2, activation="tanh", preprocessing="scale", schedule="cosine"
+    )
     run = train(hp)
-    model, x, labels = MLP((48, 8, 3), "tanh", seed=3), DATA.train.images.reshape(100, 48) / 255, DATA.train.labels
+    model, x, labels = (
+        MLP((48, 8, 3), "tanh", seed=3),
+        DATA.train.images.reshape(100, 48) / 255,
+        DATA.train.labels,
+    )
     W1, b1, W2, b2 = (model.parameters[n].astype(float) for n in ("W1", "b1", "W2", "b2"))
     velocity, step, records = [0.0] * 4, 0, []
     for epoch in range(2):
@@ -56,8 +62,20 @@ def test_two_epochs_against_a_naive_loop():
     [
         {},
         {"decoupled_l2": True, "nesterov": False, "flip": False},
-        {"schedule": "step", "decay_rate": 0.5, "decay_every": 4, "min_learning_rate": 0.02, "momentum": 0},
-        {"initialisation": "lecun_uniform", "whitening_floor": 0.5, "shift": 0, "ema": 0, "dropout": 0},
+        {
+            "schedule": "step",
+            "decay_rate": 0.5,
+            "decay_every": 4,
+            "min_learning_rate": 0.02,
+            "momentum": 0,
+        },
+        {
+            "initialisation": "lecun_uniform",
+            "whitening_floor": 0.5,
+            "shift": 0,
+            "ema": 0,
+            "dropout": 0,
+        },
     ],
 )
 def test_every_hyperparameter_is_obeyed(changes):
@@ -66,7 +84,10 @@ def test_every_hyperparameter_is_obeyed(changes):
     trainer.run()
     fitted = fit_preprocessing("whiten", DATA.train.images, components=20, floor=hp.whitening_floor)
     model = MLP((20, 8, 3), "gelu", seed=3, initialisation=hp.initialisation, preprocessing=fitted)
-    options = {name: getattr(hp, name) for name in ("momentum", "nesterov", "clip_norm", "l1", "l1_cut", "ema")}
+    options = {
+        name: getattr(hp, name)
+        for name in ("momentum", "nesterov", "clip_norm", "l1", "l1_cut", "ema")
+    }
     sgd = SGD(model.parameters, decoupled_l2=1e-3 if hp.decoupled_l2 else 0, **options)
     names = ("decay_rate", "decay_every", "min_learning_rate", "warmup_steps")
     rate = make_schedule(hp.schedule, 0.05, 14, **{name: getattr(hp, name) for name in names})
@@ -75,14 +96,22 @@ def test_every_hyperparameter_is_obeyed(changes):
             order = np.random.default_rng([3, 1, step // 7]).permutation(100)
         rows = order[step % 7 * 16 :][:16]
         images = DATA.train.images[rows]
-        x = fitted.transform(augment(images, np.random.default_rng([3, 2, step]), flip=hp.flip, shift=hp.shift))
-        masks = model.dropout_masks(len(rows), np.random.default_rng([3, 3, step]), hp.dropout, hp.input_dropout)
-        _, dlogits = softmax_cross_entropy(model.forward(x, masks), DATA.train.labels[rows], label_smoothing=0.1)
+        x = fitted.transform(
+            augment(images, np.random.default_rng([3, 2, step]), flip=hp.flip, shift=hp.shift)
+        )
+        masks = model.dropout_masks(
+            len(rows), np.random.default_rng([3, 3, step]), hp.dropout, hp.input_dropout
+        )
+        _, dlogits = softmax_cross_entropy(
+            model.forward(x, masks), DATA.train.labels[rows], label_smoothing=0.1
+        )
         model.backward(dlogits, 0 if hp.decoupled_l2 else 1e-3, out=sgd.into, factor=sgd.factor)
         sgd.step(rate(step))
     for name, p in model.parameters.items():
         np.testing.assert_array_equal(trainer.model.parameters[name], p)
-        np.testing.assert_array_equal(trainer.evaluated.parameters[name], (sgd.average or model.parameters)[name])
+        np.testing.assert_array_equal(
+            trainer.evaluated.parameters[name], (sgd.average or model.parameters)[name]
+        )
 
 
 def test_it_learns():
@@ -94,7 +123,10 @@ def test_it_learns():
 
 def test_twenty_images_are_learnt_to_a_loss_below_a_thousandth():
     data = DATA.subset(20)
-    run = train(nnlib.Hyperparameters(hidden_sizes=(32,), batch_size=20, epochs=400, momentum=0.9, seed=1), data)
+    run = train(
+        nnlib.Hyperparameters(hidden_sizes=(32,), batch_size=20, epochs=400, momentum=0.9, seed=1),
+        data,
+    )
     assert run.history[-1]["train_loss"] < 0.001 and run.history[-1]["train_accuracy"] == 1
 
 
@@ -116,12 +148,19 @@ def test_every_image_once_an_epoch_in_an_order_of_its_own():
 
 
 def test_seeds_of_weights_order_augmentation_and_dropout_are_streams_of_their_own():
-    trainers = [Trainer(hp, DATA, progress=False) for hp in (PLAIN, PLAIN.replace(flip=True, shift=2, dropout=0.5))]
+    trainers = [
+        Trainer(hp, DATA, progress=False)
+        for hp in (PLAIN, PLAIN.replace(flip=True, shift=2, dropout=0.5))
+    ]
     for trainer in trainers:
         trainer.batches.inputs(np.arange(16), 0)  # draws augmentation, where there is any
     np.testing.assert_array_equal(*(trainer.batches.order(0) for trainer in trainers))
     np.testing.assert_array_equal(*(trainer.model.parameters["W1"] for trainer in trainers))
-    draws = {trainers[0].batches.rng(stream, index).random() for stream in (1, 2, 3) for index in range(50)}
+    draws = {
+        trainers[0].batches.rng(stream, index).random()
+        for stream in (1, 2, 3)
+        for index in range(50)
+    }
     assert len(draws) == 150
 
 
@@ -138,14 +177,33 @@ def test_same_seed_same_bits_whatever_the_process_did_before():
     "changes",
     [
         {"preprocessing": "standardise", "activation": "relu"},
-        {"preprocessing": "whiten", "components": 64, "activation": "leaky_relu", "dropout": 0.2, "input_dropout": 0.1},
-        {"preprocessing": "scale", "activation": "tanh", "nesterov": True, "clip_norm": 1.0, "ema": 0.99},
+        {
+            "preprocessing": "whiten",
+            "components": 64,
+            "activation": "leaky_relu",
+            "dropout": 0.2,
+            "input_dropout": 0.1,
+        },
+        {
+            "preprocessing": "scale",
+            "activation": "tanh",
+            "nesterov": True,
+            "clip_norm": 1.0,
+            "ema": 0.99,
+        },
         {"preprocessing": "standardise", "activation": "sigmoid", "decoupled_l2": True},
     ],
 )
 def test_steps_allocate_nothing_large(changes):
     data = nnlib.load_dataset("standin", n_train=1024, n_valid=100, n_test=10)
-    common = {"hidden_sizes": (512, 256), "flip": True, "shift": 2, "momentum": 0.9, "l2": 1e-3, "label_smoothing": 0.1}
+    common = {
+        "hidden_sizes": (512, 256),
+        "flip": True,
+        "shift": 2,
+        "momentum": 0.9,
+        "l2": 1e-3,
+        "label_smoothing": 0.1,
+    }
     trainer = Trainer(nnlib.Hyperparameters(**common, **changes), data, progress=False)
     trainer.train_step()
     largest = 0
@@ -156,11 +214,15 @@ def test_steps_allocate_nothing_large(changes):
         trainer.train_step()
         largest = max(largest, tracemalloc.get_traced_memory()[1] - before)
     tracemalloc.stop()
-    assert largest < 100_000  # a batch of float32 inputs would be 3 MB, the first layer's activations 0.5 MB
+    assert (
+        largest < 100_000
+    )  # a batch of float32 inputs would be 3 MB, the first layer's activations 0.5 MB
 
 
 def blas_threads_now() -> set[int]:
-    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+    return {
+        library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
+    }
 
 
 class ThreadsSeen(Callback):
@@ -190,7 +252,11 @@ def test_a_run_limits_its_own_threads_and_nobody_elses():
 def test_the_fit_of_the_preprocessing_is_limited_too(monkeypatch):
     seen = []
     real = nnlib.training.trainer.build_model
-    monkeypatch.setattr(nnlib.training.trainer, "build_model", lambda *a: seen.append(blas_threads_now()) or real(*a))
+    monkeypatch.setattr(
+        nnlib.training.trainer,
+        "build_model",
+        lambda *a: seen.append(blas_threads_now()) or real(*a),
+    )
     Trainer(PLAIN, DATA, threads=1)
     assert seen == [{1}]
 
@@ -250,7 +316,9 @@ def test_the_moving_average_is_what_is_validated_and_kept():
         assert name[0] == "b" or (trainer.model.parameters[name] != average).any()
     assert nnlib.evaluate(run.model, DATA.valid).loss == run.history[0]["valid_loss"]
     raw, averaged = train(PLAIN.replace(epochs=1)).history[0], run.history[0]
-    assert raw["train_loss"] == averaged["train_loss"] and raw["valid_loss"] != averaged["valid_loss"]
+    assert (
+        raw["train_loss"] == averaged["train_loss"] and raw["valid_loss"] != averaged["valid_loss"]
+    )
 
 
 def test_fine_tuning_starts_from_the_given_weights_and_their_preprocessing():
@@ -268,7 +336,8 @@ def test_fine_tuning_starts_from_the_given_weights_and_their_preprocessing():
 def test_fine_tuning_refuses_another_network():
     four = nnlib.Dataset.from_arrays(DATA.train.images, np.arange(100) % 4)
     with pytest.raises(
-        nnlib.HyperparameterError, match=r"^init: .*\(48, 8, 3\).*, but hp and data need .*\(48, 8, 4\)"
+        nnlib.HyperparameterError,
+        match=r"^init: .*\(48, 8, 3\).*, but hp and data need .*\(48, 8, 4\)",
     ):
         train(PLAIN, four, init=train().model)
     with pytest.raises(nnlib.HyperparameterError, match=r"^init: .*leaky_relu.*tanh"):
@@ -280,7 +349,9 @@ def test_fine_tuning_is_resumed_only_from_the_same_weights(tmp_path):
     whole = train(PLAIN, DATA, init=model)
     train(PLAIN, DATA, At(10, stop), init=model, run_dir=tmp_path)
     for init in (None, train().model):
-        with pytest.raises(nnlib.CheckpointError, match=r"it began with other weights \(init=...\)"):
+        with pytest.raises(
+            nnlib.CheckpointError, match=r"it began with other weights \(init=...\)"
+        ):
             train(PLAIN, DATA, init=init, run_dir=tmp_path)
     assert same(train(PLAIN, DATA, init=model, run_dir=tmp_path), whole)
 
@@ -295,9 +366,13 @@ def test_a_loss_of_ones_own_is_trained_by_and_validation_stays_cross_entropy():
     data = DATA.subset(99)
     run = train(PLAIN.replace(epochs=10), data, loss=only_the_first_class_counts)
     assert len(asked) == 71 and nnlib.evaluate(run.model, DATA.train).per_class["a"] == 1
-    assert run.best["valid_loss"] == pytest.approx(nnlib.evaluate(run.model, data.valid).loss, rel=1e-6)
+    assert run.best["valid_loss"] == pytest.approx(
+        nnlib.evaluate(run.model, data.valid).loss, rel=1e-6
+    )
     smooth = PLAIN.replace(label_smoothing=0.1)
-    assert same(train(PLAIN, DATA, loss=partial(softmax_cross_entropy, label_smoothing=0.1)), train(smooth))
+    assert same(
+        train(PLAIN, DATA, loss=partial(softmax_cross_entropy, label_smoothing=0.1)), train(smooth)
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,13 +385,17 @@ def test_a_loss_of_ones_own_is_trained_by_and_validation_stays_cross_entropy():
     ],
 )
 def test_a_loss_that_is_none_is_refused_before_the_first_step(loss):
-    with pytest.raises(nnlib.HyperparameterError, match=r"^loss: it gives .* a number and its derivative \(2, 3\)"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^loss: it gives .* a number and its derivative \(2, 3\)"
+    ):
         train(PLAIN, DATA, loss=loss)
 
 
 def test_a_warm_up_longer_than_the_run_is_told():
     run = train(PLAIN.replace(warmup_steps=100))
-    assert run.warnings == ("epoch 1: the warm-up does not end: the run has 21 steps. Try fewer warmup_steps.",)
+    assert run.warnings == (
+        "epoch 1: the warm-up does not end: the run has 21 steps. Try fewer warmup_steps.",
+    )
     assert not train(PLAIN.replace(warmup_steps=21)).warnings
 
 
@@ -330,15 +409,21 @@ def test_a_run_is_no_model():
         lambda: train(init=run),
     )
     for call in wrong:
-        with pytest.raises(nnlib.HyperparameterError, match=r"^model: TrainingRun is no MLP; run.model is one"):
+        with pytest.raises(
+            nnlib.HyperparameterError, match=r"^model: TrainingRun is no MLP; run.model is one"
+        ):
             call()
 
 
 def test_images_edited_in_place_are_preprocessed_anew():
     images = DATA.train.images.copy()
-    data = nnlib.Dataset(nnlib.Split(images, DATA.train.labels), DATA.valid, DATA.test, DATA.classes, "x")
+    data = nnlib.Dataset(
+        nnlib.Split(images, DATA.train.labels), DATA.valid, DATA.test, DATA.classes, "x"
+    )
     before = Trainer(PLAIN, data).model.preprocessing
-    assert Trainer(PLAIN.replace(seed=8), data).model.preprocessing is before  # kept, for it takes seconds
+    assert (
+        Trainer(PLAIN.replace(seed=8), data).model.preprocessing is before
+    )  # kept, for it takes seconds
     images //= 2
     after = Trainer(PLAIN, data).model.preprocessing
     np.testing.assert_array_equal(after.scale, fit_preprocessing("standardise", images).scale)
@@ -349,14 +434,18 @@ def test_the_exported_model_takes_raw_images_and_predicts_the_same():
     model = train(EVERYTHING).model
     assert model.classes == ("a", "b", "c")
     images = DATA.test.images
-    np.testing.assert_allclose(model.folded().predict_proba(images), model.predict_proba(images), atol=1e-4)
+    np.testing.assert_allclose(
+        model.folded().predict_proba(images), model.predict_proba(images), atol=1e-4
+    )
 
 
 def test_flat_floats_are_taken_as_they_are():
     rng = np.random.default_rng(0)
     data = nnlib.Dataset.from_arrays(rng.standard_normal((60, 5)), np.arange(60) % 2)
     assert train(PLAIN, data).model.preprocessing is None
-    with pytest.raises(nnlib.HyperparameterError, match=r"^flip, shift: they need images .* \(16, 5\)"):
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^flip, shift: they need images .* \(16, 5\)"
+    ):
         train(PLAIN.replace(flip=True), data)
 
 
@@ -380,5 +469,7 @@ def test_the_loss_of_an_epoch_weighs_images_not_batches():
     run = train(PLAIN.replace(epochs=1, learning_rate=0))  # the weights stand still
     trainer = Trainer(PLAIN, DATA, progress=False)
     logits = trainer.model.predict_logits(DATA.train.images)
-    assert run.history[0]["train_loss"] == pytest.approx(softmax_cross_entropy(logits, DATA.train.labels)[0], rel=1e-6)
+    assert run.history[0]["train_loss"] == pytest.approx(
+        softmax_cross_entropy(logits, DATA.train.labels)[0], rel=1e-6
+    )
     assert run.history[0]["train_accuracy"] == (logits.argmax(axis=1) == DATA.train.labels).mean()

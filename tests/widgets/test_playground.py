@@ -22,7 +22,9 @@ def data() -> nnlib.Dataset:
 
 @pytest.fixture
 def playground(data):
-    playground = widgets.training_playground(data, Hyperparameters(hidden_sizes=(8,), epochs=2, batch_size=20))
+    playground = widgets.training_playground(
+        data, Hyperparameters(hidden_sizes=(8,), epochs=2, batch_size=20)
+    )
     yield playground
     playground.close()
     if playground.thread:
@@ -56,7 +58,9 @@ def test_playground_shows_its_setting_as_a_line_of_code(playground, data):
     text = playground.code.value
     assert "nnlib.train(nnlib.Hyperparameters(hidden_sizes=(4, 3), " in text
     assert "momentum=0.5" in text
-    assert playground.hyperparameters() == Hyperparameters(hidden_sizes=(4, 3), epochs=2, batch_size=20, momentum=0.5)
+    assert playground.hyperparameters() == Hyperparameters(
+        hidden_sizes=(4, 3), epochs=2, batch_size=20, momentum=0.5
+    )
 
 
 @pytest.mark.parametrize("text", ["12, x", "0", "-3", "64; 32", "1e3"])
@@ -85,7 +89,9 @@ def test_playground_trains_as_nnlib_train_does(playground, data):
     shown = [record["valid_loss"] for record in playground.runs[0] if "valid_loss" in record]
     assert shown == history.column("valid_loss").tolist()
     points = [record for record in playground.runs[0] if "train_loss" in record]
-    assert [round(point["epoch"], 3) for point in points] == [round(i / 10, 3) for i in range(1, 21)]
+    assert [round(point["epoch"], 3) for point in points] == [
+        round(i / 10, 3) for i in range(1, 21)
+    ]
     first = np.mean([point["train_loss"] for point in points[:10]])
     assert first == pytest.approx(history[0]["train_loss"], rel=1e-6)
 
@@ -100,7 +106,9 @@ def test_playground_draws_twice_a_second_and_stops(playground):
     playground.thread.join(120)
     assert not playground.thread.is_alive()
     assert "stopped" in playground.status.value
-    assert np.median(np.diff(times)) < 0.5 * 2  # twice as long as it should be, for machines that are busy
+    assert (
+        np.median(np.diff(times)) < 0.5 * 2
+    )  # twice as long as it should be, for machines that are busy
 
 
 class Gate(threading.Event):
@@ -203,7 +211,9 @@ def test_playground_shows_gradients_as_it_trains(playground):
     assert playground.gradients.value != empty
     (records,) = playground.runs
     rows = [record for record in records if "gradient_norm_1" in record]
-    assert len(rows) >= 2 and rows[0]["epoch"] == 0 and rows[-1]["epoch"] == 2  # from before the first step to the end
+    assert (
+        len(rows) >= 2 and rows[0]["epoch"] == 0 and rows[-1]["epoch"] == 2
+    )  # from before the first step to the end
     assert all(record["gradient_norm_2"] > 0 for record in rows)
     assert playground.gradients.value == plots.png(plots.gradient_norms(records))
 
@@ -246,7 +256,10 @@ def test_the_live_plot_is_drawn_anew_in_its_place_and_leaves_a_plain_picture():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(notebook, timeout=60, kernel_name="python3", store_widget_state=False).execute()
     (output,) = notebook.cells[0].outputs  # one display, whatever was drawn on the way
-    assert set(output["data"]) == {"image/png", "text/plain"} and output["metadata"]["image/png"]["alt"]
+    assert (
+        set(output["data"]) == {"image/png", "text/plain"}
+        and output["metadata"]["image/png"]["alt"]
+    )
     assert output["data"]["image/png"].startswith("iVBORw0KGgo")
     assert notebook.cells[1].outputs[0]["text"] == "3 True\n"
 

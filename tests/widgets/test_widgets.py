@@ -47,7 +47,9 @@ def test_browse_images(data):
     assert panel.controls["page"].max == 1
     assert not panel.message.value
     part = data.valid.take(np.flatnonzero(data.valid.labels == 3))
-    assert panel.picture.value == plots.png(plots.image_grid(part.images, [data.classes[3]] * len(part)))
+    assert panel.picture.value == plots.png(
+        plots.image_grid(part.images, [data.classes[3]] * len(part))
+    )
 
 
 def test_activation_explorer():
@@ -63,7 +65,9 @@ def test_activation_explorer():
 def results():
     rows = [(0.1, 0.0, (8,), 0.3, 1.5), (0.1, 0.1, (8,), 0.4, 1.4), (0.2, 0.0, (8, 4), 0.5, 1.3)]
     trials = [
-        Trial(i, {"learning_rate": rate, "l2": l2, "hidden_sizes": sizes}, "complete", accuracy, loss)
+        Trial(
+            i, {"learning_rate": rate, "l2": l2, "hidden_sizes": sizes}, "complete", accuracy, loss
+        )
         for i, (rate, l2, sizes, accuracy, loss) in enumerate(rows)
     ]
     names = ("train_loss", "valid_loss", "train_accuracy", "valid_accuracy")
@@ -143,8 +147,12 @@ def test_weight_browser_shows_each_epoch_of_its_films(model):
     assert panel.picture.value == plots.png(plots.weight_histograms(*expected))
     assert change(panel, kind="images, trained")
     assert change(panel, kind="images, initial")
-    assert not change(panel, epoch=5) and not panel.message.value  # the first weights are the same in each epoch
-    assert widgets.weight_browser(model).controls["epoch"].layout.display == "none"  # nothing to choose
+    assert (
+        not change(panel, epoch=5) and not panel.message.value
+    )  # the first weights are the same in each epoch
+    assert (
+        widgets.weight_browser(model).controls["epoch"].layout.display == "none"
+    )  # nothing to choose
 
 
 def test_learning_rate_explorer_shows_divergence(data):
@@ -155,24 +163,33 @@ def test_learning_rate_explorer_shows_divergence(data):
     assert change(panel, learning_rate=10)
     assert "stops being a number" in title(panel) and not panel.message.value
     change(panel, learning_rate=0.0001, momentum=0.5)
-    before, after = map(float, re.findall(r"At 0.0001 and 0.5 the loss goes from (\S+) to (\S+)", title(panel))[0])
+    before, after = map(
+        float, re.findall(r"At 0.0001 and 0.5 the loss goes from (\S+) to (\S+)", title(panel))[0]
+    )
     assert abs(before - after) < 0.1
 
 
 def title(panel):
     """The first title in the picture that the present values make; pictures cannot be read, but drawn again."""
-    return panel.draw(**{name: control.value for name, control in panel.controls.items()}).axes[0].get_title()
+    return (
+        panel.draw(**{name: control.value for name, control in panel.controls.items()})
+        .axes[0]
+        .get_title()
+    )
 
 
 @pytest.mark.parametrize(
-    ("pattern", "first", "second", "least"), [("rings", 6, 0, 95), ("XOR", 4, 4, 95), ("moons", 6, 0, 95)]
+    ("pattern", "first", "second", "least"),
+    [("rings", 6, 0, 95), ("XOR", 4, 4, 95), ("moons", 6, 0, 95)],
 )
 def test_decision_boundary_learns(pattern, first, second, least):
     panel = widgets.decision_boundary()
     change(panel, points=pattern, first=first, second=second)
     assert not panel.message.value
     assert int(re.findall(r"Step 1000: (\d+)%", title(panel))[0]) >= least
-    figure = panel.draw(pattern, 1000, first=first, second=second, activation="tanh", learning_rate=0.1)
+    figure = panel.draw(
+        pattern, 1000, first=first, second=second, activation="tanh", learning_rate=0.1
+    )
     assert len(figure.axes[1].texts) == first + second  # every hidden unit has its map
     assert change(panel, step=0)
     assert int(re.findall(r"Step 0: (\d+)%", title(panel))[0]) < 90
@@ -213,7 +230,9 @@ def test_read_image_puts_what_is_transparent_on_white():
 
 @pytest.mark.parametrize("content", [b"", b"hello", picture_file("PNG")[:60]])
 def test_a_file_that_is_no_image_is_told_in_words(model, content):
-    with pytest.raises(nnlib.DataError, match=r"cat.txt: this is no image that can be read; take a PNG"):
+    with pytest.raises(
+        nnlib.DataError, match=r"cat.txt: this is no image that can be read; take a PNG"
+    ):
         widgets.read_image(content, "cat.txt")
     panel = widgets.draw(model)
     assert not change(panel, upload=({"name": "cat.txt", "content": memoryview(content), **ABOUT},))
@@ -234,12 +253,16 @@ def test_draw_shows_what_the_network_makes_of_squares_and_files(model):
     fill.click()
     image = np.zeros((1, 3, 32, 32), np.uint8)
     image[:, 0] = 255
-    expected = plots.prediction(image[0], model.predict_proba(image)[0], model.classes, int(model.predict(image)[0]))
+    expected = plots.prediction(
+        image[0], model.predict_proba(image)[0], model.classes, int(model.predict(image)[0])
+    )
     expected.axes[0].set_title("What the network sees")
     assert panel.picture.value == plots.png(expected)
     content = picture_file("PNG", colour=(255, 0, 0))
     change(panel, upload=({"name": "red.png", "content": memoryview(content), **ABOUT},))
-    assert panel.picture.value == plots.png(expected) and grid.children[9].style.button_color is None
+    assert (
+        panel.picture.value == plots.png(expected) and grid.children[9].style.button_color is None
+    )
 
 
 def test_an_error_stands_in_the_panel_and_the_picture_stays():
@@ -254,6 +277,8 @@ def test_an_error_stands_in_the_panel_and_the_picture_stays():
 
 
 def test_no_widget_uses_pyplot_or_output():
-    code = "import sys; from nnlib import widgets; widgets.activation_explorer(); print(*sys.modules)"
+    code = (
+        "import sys; from nnlib import widgets; widgets.activation_explorer(); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib.pyplot" not in done.stdout.split()
