@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 import nnlib
 from nnlib.data import cifar10
 from nnlib.errors import HyperparameterError, NNLibError
+from nnlib.files import CHECKOUT
 from nnlib.searching.results import SearchResults
 from nnlib.searching.search import plan
 from nnlib.searching.spaces import Range, checked
@@ -417,7 +418,7 @@ def bench(*parts: str, quick: Flag = False) -> Record:
         parts: Only these, such as speed or memory.
         quick: Fewer rounds, for a try.
     """
-    script = cifar10.CHECKOUT / "benchmarks" / "bench.py"
+    script = CHECKOUT / "benchmarks" / "bench.py"
     if not script.exists():
         raise NNLibError(
             "the benchmark is not in the installed package: run this in a checkout of nnlib."

@@ -15,8 +15,9 @@ import numpy as np
 
 from nnlib.errors import HyperparameterError, did_you_mean
 from nnlib.network.losses import log_softmax, softmax, softmax_cross_entropy
-from nnlib.network.mlp import MLP, Array
+from nnlib.network.mlp import MLP
 from nnlib.training.schedules import make_schedule
+from nnlib.types import Array
 
 B = 4  # images in each call
 FACTORS = {  # of the right value, in any part of any answer

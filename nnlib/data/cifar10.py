@@ -21,14 +21,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nnlib.errors import DataError
-from nnlib.network.blas import Array as Array
+from nnlib.files import HOME, AnyPath
+from nnlib.types import Array
 
-AnyPath = str | os.PathLike[str]
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-HOME = (
-    CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()
-)  # where data and figures are, unless named
 FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 SIZE = 170_498_071
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from nnlib.data import cifar10, standin
-from nnlib.data.cifar10 import AnyPath, Array, NotFetched, data_root, say
+from nnlib.data.cifar10 import NotFetched, data_root, say
 from nnlib.errors import DataError
+from nnlib.files import AnyPath
+from nnlib.network.inputs import refuse_channels_last
+from nnlib.types import Array
 
 NOTES = {
     "stand-in": "These numbers come from the drawn stand-in, not from CIFAR-10; to get the real images: "
@@ -265,14 +268,6 @@ def _open_cache(path: Path, key: list[Any]) -> Dataset:
     )
     known = tuple(header["classes"]), header["source"], header["fingerprint"]
     return Dataset(train, valid, test, *known, recipe=(_open_cache, (path, key)))
-
-
-def refuse_channels_last(images: Array) -> None:
-    """Raise DataError for images (N, H, W, C): the network would take columns for rows and colours for columns."""
-    if images.ndim == 4 and images.shape[3] <= 4 < min(images.shape[1:3]):
-        raise DataError(
-            f"images {images.shape} have their channels last: give images.transpose(0, 3, 1, 2)."
-        )
 
 
 def _checked(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nnlib.network.blas import Array
+from nnlib.types import Array
 
 Shape = Callable[[Array, Array, Array], Array]
 

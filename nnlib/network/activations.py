@@ -15,7 +15,7 @@ from inspect import signature
 import numpy as np
 
 from nnlib.errors import HyperparameterError, did_you_mean
-from nnlib.network.blas import Array
+from nnlib.types import Array
 
 
 class Activation:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
-Arrays = dict[str, Array]
+from nnlib.types import Array
 
 
 @cache

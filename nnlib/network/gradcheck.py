@@ -9,7 +9,8 @@ import numpy as np
 
 from nnlib.errors import NNLibError, one_of
 from nnlib.network.losses import l2_penalty, softmax_cross_entropy
-from nnlib.network.mlp import MLP, Array, Loss, Masks, checked_model
+from nnlib.network.mlp import MLP, Loss, Masks, checked_model
+from nnlib.types import Array
 
 EPSILON = float(np.finfo(np.float64).eps)
 HEAD = (

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from nnlib.errors import one_of
-from nnlib.network.blas import Array
+from nnlib.types import Array
 
 # Variance of one weight: 2/fan_in keeps the signal's size through ReLU-like layers (He et al. 2015), 2/(fan_in +
 # fan_out) through tanh-like ones both ways (Glorot and Bengio 2010), 1/fan_in through linear ones (LeCun et al. 1998).

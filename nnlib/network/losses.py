@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from nnlib.errors import HyperparameterError
-from nnlib.network.blas import Array, sum_of_squares
+from nnlib.network.blas import sum_of_squares
+from nnlib.types import Array
 
 
 def log_softmax(logits: Array) -> Array:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from nnlib.data.dataset import refuse_channels_last
-from nnlib.data.preprocessing import Preprocessing
 from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.network.activations import Activation, get_activation
-from nnlib.network.blas import Array as Array
-from nnlib.network.blas import Arrays, Workspace, add_scaled, product, sum_of_squares
+from nnlib.network.blas import Workspace, add_scaled, product, sum_of_squares
 from nnlib.network.initialization import initial_weights
+from nnlib.network.inputs import Preprocessing, refuse_channels_last
 from nnlib.network.losses import l2_penalty, softmax, softmax_cross_entropy
+from nnlib.types import Array, Arrays
 
 Loss = Callable[[Array, Array], tuple[Any, Array]]
 Masks = Sequence[Array]

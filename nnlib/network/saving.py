@@ -5,60 +5,21 @@ flipped bit is found; declared sizes are compared with the file's before memory 
 """
 
 import json
-import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from nnlib.data.preprocessing import Preprocessing
 from nnlib.errors import CheckpointError, one_of
-from nnlib.network.mlp import MLP, Array, checked_model
+from nnlib.files import write_atomically
+from nnlib.network.inputs import Preprocessing
+from nnlib.network.mlp import MLP, checked_model
+from nnlib.types import Array
 
 VERSION = 1
 STORAGE = ("float32", "float64", "float16")
-
-
-def write_atomically(path: str | Path, write: Callable[[IO[bytes]], Any]) -> Path:
-    """Let ``write(file)`` fill a temporary file, then move it to ``path``: the whole new file, or the old one.
-
-    Raises CheckpointError if it cannot be written, for want of room or of permission.
-    """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        remedy = "Make room, or name another place; what was saved before is whole, and the same call goes on from it."
-        raise CheckpointError(
-            f"{path}: it cannot be written ({error.strerror or error}). {remedy}"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; Windows cannot open folders and needs none of it."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write ``text`` to ``path`` atomically, as UTF-8."""
-    return write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_arrays(

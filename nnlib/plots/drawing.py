@@ -21,9 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnlib.data.cifar10 import HOME
-from nnlib.network.mlp import Array
-from nnlib.network.saving import write_atomically
+from nnlib.files import HOME, write_atomically
+from nnlib.types import Array
 
 # seaborn's palette "colorblind", written out: importing seaborn for ten colours would take a second
 BLUE, ORANGE, GREEN, RED, GREY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494"

@@ -12,7 +12,7 @@ from nnlib.data.dataset import Dataset, Split
 from nnlib.network.activations import get_activation
 from nnlib.network.gradcheck import GradientReport
 from nnlib.network.losses import softmax
-from nnlib.network.mlp import MLP, Array
+from nnlib.network.mlp import MLP
 from nnlib.plots.drawing import (
     BLUE,
     GREEN,
@@ -27,6 +27,7 @@ from nnlib.plots.drawing import (
     subplots,
 )
 from nnlib.training.evaluation import Evaluation
+from nnlib.types import Array
 
 Names = Sequence[str]
 SQUARE = (3, 32, 32)

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nnlib.network.mlp import Array
 from nnlib.plots.drawing import BLUE, subplots
+from nnlib.types import Array
 
 
 def search_heatmap(table: Any, x: str, y: str, value: str = "valid_accuracy") -> Figure:

@@ -24,7 +24,7 @@ from nbformat import NotebookNode, from_dict, v4
 
 import nnlib
 from nnlib.errors import one_of
-from nnlib.network.saving import write_atomically, write_text
+from nnlib.files import write_atomically, write_text
 from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks
 from nnlib.training.hyperparameters import RECIPES
 

@@ -14,8 +14,9 @@ from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from nnlib.data.cifar10 import HOME, data_root
+from nnlib.data.cifar10 import data_root
 from nnlib.errors import NNLibError
+from nnlib.files import HOME
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 CELL_TIMEOUT = 6 * 3600  # seconds; the longest training on real data takes a good part of an hour

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from nnlib.errors import CheckpointError, NNLibError
-from nnlib.network.saving import write_text
+from nnlib.files import write_text
 from nnlib.searching.spaces import Range, Settings, make_study
 from nnlib.training.hyperparameters import Hyperparameters
 

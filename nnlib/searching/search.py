@@ -22,7 +22,7 @@ from typing import Any
 
 from nnlib.data.dataset import Dataset
 from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, one_of
-from nnlib.network.saving import write_atomically
+from nnlib.files import write_bytes
 from nnlib.searching.results import (
     SearchResults,
     Trial,
@@ -255,9 +255,7 @@ class Ladder:
         except Exception as error:
             return replace(trial, status="failed", error=f"{type(error).__name__}: {error}")
         for name, content in state.items():
-            write_atomically(
-                self._home(trial) / name, lambda file, content=content: file.write(content)
-            )  # type: ignore[misc]
+            write_bytes(self._home(trial) / name, content)
         return ended
 
 

@@ -165,6 +165,6 @@ def _distribution(values: Any) -> Any:
 
     if not isinstance(values, Range):
         return CategoricalDistribution(tuple(range(len(values))))
-    return (IntDistribution if values.whole else FloatDistribution)(
-        values.low, values.high, log=values.log
-    )  # type: ignore[arg-type]
+    if values.whole:
+        return IntDistribution(int(values.low), int(values.high), log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)

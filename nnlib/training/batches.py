@@ -6,9 +6,10 @@ import numpy as np
 
 from nnlib.data.dataset import Split
 from nnlib.data.preprocessing import augment
-from nnlib.network.blas import Array, Workspace
+from nnlib.network.blas import Workspace
 from nnlib.network.mlp import MLP, Masks
 from nnlib.training.hyperparameters import Hyperparameters
+from nnlib.types import Array
 
 ORDER, AUGMENTATION, DROPOUT = (
     1,

@@ -11,8 +11,9 @@ import numpy as np
 
 from nnlib.errors import HyperparameterError
 from nnlib.network.losses import softmax
-from nnlib.network.mlp import MLP, Array
+from nnlib.network.mlp import MLP
 from nnlib.training.rundir import Record, describe
+from nnlib.types import Array
 
 if TYPE_CHECKING:
     from nnlib.training.trainer import Trainer

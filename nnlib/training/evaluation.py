@@ -7,7 +7,8 @@ import numpy as np
 from nnlib.data.dataset import Split
 from nnlib.errors import HyperparameterError
 from nnlib.network.losses import softmax_cross_entropy
-from nnlib.network.mlp import MLP, Array, checked_model
+from nnlib.network.mlp import MLP, checked_model
+from nnlib.types import Array
 
 
 @dataclass(frozen=True)

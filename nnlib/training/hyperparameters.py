@@ -8,12 +8,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nnlib.data.preprocessing import PREPROCESSING
 from nnlib.errors import HyperparameterError, did_you_mean, one_of
 from nnlib.network.activations import ACTIVATIONS, Activation, get_activation, own_activations
 from nnlib.network.initialization import INITIALISATIONS
 from nnlib.training.schedules import SCHEDULES
 
-PREPROCESSING = ("scale", "standardise", "whiten", "zca")
 SELECT_BY = ("valid_accuracy", "valid_loss")
 
 

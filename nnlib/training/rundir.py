@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnlib.errors import CheckpointError
+from nnlib.files import write_text
 from nnlib.network import saving as checkpoints
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class RunDirectory:
         ):  # the state knows the best weights: a file that is damaged, or ahead of it, is put right
             checkpoints.save_model(trainer.result().model, self.best)
         self._prune(trainer)
-        checkpoints.write_text(
+        write_text(
             self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n"
         )
-        checkpoints.write_text(
+        write_text(
             self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n"
         )
 
@@ -177,12 +178,12 @@ class RunDirectory:
             return
         names = dict.fromkeys(name for record in trainer.history for name in record)
         rows = [names, *([record.get(name, "nan") for name in names] for record in trainer.history)]
-        checkpoints.write_text(
+        write_text(
             self.path / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows)
         )
         lines = [describe(record, trainer.hp.epochs) for record in trainer.history]
         lines += [*trainer.warnings.values(), trainer.stopped]
-        checkpoints.write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")
+        write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")
 
     def _restore(self, trainer: "Trainer") -> None:
         arrays, meta = self._read_state()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnlib.network.blas import Array, Arrays, add_scaled, sum_of_squares
+from nnlib.network.blas import add_scaled, sum_of_squares
+from nnlib.types import Array, Arrays
 
 BLOCK = (
     2**16

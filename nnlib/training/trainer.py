@@ -25,7 +25,7 @@ from nnlib.data.preprocessing import fit_preprocessing
 from nnlib.errors import DataError, HyperparameterError, TrainingDiverged
 from nnlib.network.blas import blas_threads
 from nnlib.network.losses import checked_loss, softmax_cross_entropy
-from nnlib.network.mlp import MLP, Array, Loss, checked_model, fingerprint, useful_threads
+from nnlib.network.mlp import MLP, Loss, checked_model, fingerprint, useful_threads
 from nnlib.network.saving import load_model
 from nnlib.training.batches import Batches
 from nnlib.training.callbacks import Callback, interrupts, refuse_uncallable, reporter, warnings_of
@@ -34,6 +34,7 @@ from nnlib.training.hyperparameters import Hyperparameters
 from nnlib.training.rundir import Record, RunDirectory
 from nnlib.training.schedules import make_schedule
 from nnlib.training.sgd import SGD
+from nnlib.types import Array
 
 
 class History(list[Record]):

@@ -19,11 +19,12 @@ from nnlib import plots
 from nnlib.data.dataset import Dataset, Split
 from nnlib.errors import DataError, HyperparameterError, NNLibError, TrainingDiverged
 from nnlib.network.activations import ACTIVATIONS
-from nnlib.network.mlp import MLP, Array
+from nnlib.network.mlp import MLP
 from nnlib.plots.drawing import UNITS
 from nnlib.searching.results import SearchResults, describe
 from nnlib.training.hyperparameters import Hyperparameters
 from nnlib.training.trainer import Trainer
+from nnlib.types import Array
 from nnlib.widgets.controls import Panel, alone, control_for
 from nnlib.widgets.playground import Playground
 

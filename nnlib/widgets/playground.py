@@ -15,10 +15,10 @@ from IPython import display
 from nnlib import plots
 from nnlib.data.dataset import Dataset
 from nnlib.errors import HyperparameterError
-from nnlib.network.mlp import Array
 from nnlib.training.callbacks import Callback, Diagnostics, in_notebook
 from nnlib.training.hyperparameters import Hyperparameters
 from nnlib.training.trainer import Trainer
+from nnlib.types import Array
 from nnlib.widgets.controls import FIELDS, Panel, alone, control_for, in_words, picture, row
 
 PLAYED: tuple[str, ...] = (

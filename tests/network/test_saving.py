@@ -10,7 +10,8 @@ import pytest
 
 import nnlib
 from nnlib.data.preprocessing import fit_preprocessing
-from nnlib.network.saving import read_arrays, write_arrays, write_atomically, write_text
+from nnlib.files import write_atomically, write_text
+from nnlib.network.saving import read_arrays, write_arrays
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 3, 4, 4), dtype=np.uint8)
 
