@@ -32,6 +32,7 @@ from .network.losses import softmax as softmax
 from .network.losses import softmax_cross_entropy as softmax_cross_entropy
 from .network.mlp import MLP as MLP
 from .network.mlp import join as join
+from .network.mirror import mirror_image as mirror_image
 from .network.saving import load_model as load_model
 from .network.saving import save_model as save_model
 from .searching.results import SearchResults as SearchResults
