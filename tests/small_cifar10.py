@@ -17,17 +17,16 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes the byte stream of the official files: Python 2's strings and the old name of NumPy's constructor."""
+    """Writes the byte stream of the official files: Python 2's strings, old names of NumPy's."""
 
     dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
 
     def save_text(self, text):
         data = text if isinstance(text, bytes) else text.encode()
-        self.write(
-            b"U" + bytes([len(data)]) + data
-            if len(data) < 256
-            else b"T" + struct.pack("<i", len(data)) + data
-        )
+        if len(data) < 256:
+            self.write(b"U" + bytes([len(data)]) + data)
+        else:
+            self.write(b"T" + struct.pack("<i", len(data)) + data)
         self.memoize(text)
 
     def save_function(self, function):
@@ -86,12 +85,11 @@ def same(a, b) -> bool:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """Short waits, no words said before, and no settings of whoever runs the tests."""
+    """Short waits, nothing tried before, and no settings of whoever runs the tests."""
     for name in ("NNLIB_DATA_DIR", "NNLIB_CIFAR10_URLS", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cifar10, "CONNECT_SECONDS", 0.5)
     monkeypatch.setattr(cifar10, "SILENT_SECONDS", 0.5)
-    cifar10.say.cache_clear()
     datasets._unreachable.clear()
 
 

@@ -20,7 +20,7 @@ class Images(WorkerPlugin):
     """The data set, as each worker keeps it: arrays, for the file that they came from may be on another machine."""
 
     def __init__(self, data: Dataset) -> None:
-        self.data, self.name = replace(data, recipe=()), f"nnlib-{data.fingerprint}"
+        self.data, self.name = replace(data), f"nnlib-{data.fingerprint}"
 
 
 class DaskExecutor(Executor):

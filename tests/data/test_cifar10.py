@@ -21,22 +21,27 @@ from nnlib.errors import DataError
 fresh, small, root = small_cifar10.fresh, small_cifar10.small, small_cifar10.root
 
 
-def test_verify_and_data_root(root, monkeypatch):
+def test_verify(root, monkeypatch):
     digest = hashlib.md5((root / cifar10.FOLDER / "test_batch").read_bytes()).hexdigest()
     monkeypatch.setitem(cifar10.MD5, "test_batch", digest)
     (root / cifar10.FOLDER / "data_batch_3").unlink()
     standing = cifar10.verify(root)
     assert standing.pop("test_batch") == "official" and standing.pop("data_batch_3") == "missing"
     assert set(standing.values()) == {"other bytes"} and len(standing) == 5
-    above = Path(cifar10.__file__).parents[2]
-    assert (
-        cifar10.data_root() == (above if (above / "pyproject.toml").exists() else Path()) / "data"
-    )  # of a checkout
+
+
+def test_data_root(monkeypatch):
+    checkout = Path(cifar10.__file__).parents[2]
+    if not (checkout / "pyproject.toml").exists():
+        checkout = Path()
+    assert cifar10.data_root() == checkout.absolute() / "data"
     monkeypatch.setenv("NNLIB_DATA_DIR", "/named")
-    assert cifar10.data_root() == Path("/named") and cifar10.data_root("x") == Path("x")
-    assert cifar10.data_root("x/cifar-10-batches-py") == Path(
-        "x"
-    )  # the folder with the files is as good a name
+    assert cifar10.data_root() == Path("/named")
+    monkeypatch.setenv("NNLIB_DATA_DIR", "~/named")
+    assert cifar10.data_root() == Path.home() / "named"
+    assert cifar10.data_root("x") == Path("x").absolute()
+    # The folder with the files is as good a name.
+    assert cifar10.data_root("x/cifar-10-batches-py") == Path("x").absolute()
 
 
 WRITERS = {"python 2": python2_pickle} | {
@@ -46,11 +51,9 @@ WRITERS = {"python 2": python2_pickle} | {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_way_of_pickling_arrays_is_read(writer, tmp_path):
-    content = (
-        {key.encode(): value for key, value in batch().items()}
-        if writer == "protocol 4"
-        else batch()
-    )
+    content = batch()
+    if writer == "protocol 4":
+        content = {key.encode(): value for key, value in content.items()}
     path = tmp_path / "data_batch_1"
     path.write_bytes(WRITERS[writer](content))
     images, labels = cifar10._read_batch(path)
@@ -70,10 +73,11 @@ def test_read(small):
 def test_only_the_official_bytes_are_called_cifar10(root, monkeypatch):
     folder = root / cifar10.FOLDER
     for name in cifar10.MD5:
-        monkeypatch.setitem(
-            cifar10.MD5, name, hashlib.md5((folder / name).read_bytes()).hexdigest()
-        )
-    assert cifar10.read(folder)[-1] == "cifar10"
+        digest = hashlib.md5((folder / name).read_bytes()).hexdigest()
+        monkeypatch.setitem(cifar10.MD5, name, digest)
+    with monkeypatch.context() as without:
+        without.setattr(cifar10, "MAX_BYTES", 1000)  # official files need no bound
+        assert cifar10.read(folder)[-1] == "cifar10"
     (folder / "batches.meta").write_bytes((folder / "batches.meta").read_bytes() + b" ")
     assert cifar10.read(folder)[-1] == "cifar10 (unofficial copy)"
 
@@ -87,6 +91,12 @@ class Code:
 
 
 GOOD = python2_pickle(batch())
+
+# A million characters, turned into bytes three hundred times.
+TEXT = b"X" + (10**6).to_bytes(4, "little") + b"a" * 10**6 + b"q\x00"
+CALL = b"c_codecs\nencode\nh\x00U\x06latin1\x86R"
+ENCODED = b"\x80\x02}U\x04data(" + TEXT + 300 * CALL + b"ls."
+
 DAMAGES = {
     "empty": (b"", "begins with b''"),
     "cut": (GOOD[: len(GOOD) // 2], "no batch of CIFAR-10"),
@@ -142,6 +152,7 @@ DAMAGES = {
         "no batch of CIFAR-10",
     ),
     "many things": (b"\x80\x02(" + b"}" * 300_000 + b"l.", "more than a batch has"),
+    "the same text many times": (ENCODED, "more than a batch has"),
 }
 
 
@@ -156,8 +167,18 @@ def test_a_damaged_batch_is_refused_by_name_with_little_memory(damage, root):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "data_batch_2" in str(caught.value) and "fetch it again" in str(caught.value)
-    assert not isinstance(caught.value, NotFetched)  # so that "auto" does not hide it
+    assert not isinstance(caught.value, NotFetched)  # so that "auto" doesn't hide it
     assert peak < 2**25
+
+
+def test_the_state_of_a_dtype_is_not_believed(tmp_path):
+    """NumPy's own dtype would take these pixels for pointers, and Python would crash."""
+    state = b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK"
+    hostile = GOOD.replace(state + b"\x00t", state + b"\x3ft")
+    assert hostile != GOOD
+    (tmp_path / "data_batch_1").write_bytes(hostile)
+    images, _ = cifar10._read_batch(tmp_path / "data_batch_1")
+    np.testing.assert_array_equal(images, batch()["data"])
 
 
 def test_files_missing_twice_or_too_large(root, monkeypatch):
@@ -185,13 +206,14 @@ def test_class_names_that_are_none(names, root):
 
 
 SMALL = python2_pickle(batch(2))
+# Up to four bytes, each with its place (often before the pixels) and its change.
+PLACE = st.integers(0, 6400) | st.integers(0, 250)
+FLIPS = st.lists(st.tuples(PLACE, st.integers(1, 255)), max_size=4)
 
 
 @hypothesis.settings(max_examples=400, deadline=None)
 @hypothesis.given(
-    st.lists(
-        st.tuples(st.integers(0, 6400) | st.integers(0, 250), st.integers(1, 255)), max_size=4
-    ),
+    FLIPS,
     st.none() | st.integers(0, len(SMALL)),
     st.sampled_from([SMALL, pickle.dumps(batch(2), 2), pickle.dumps(batch(2), 5)]),
 )

@@ -22,7 +22,7 @@ fresh, small, root = small_cifar10.fresh, small_cifar10.small, small_cifar10.roo
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """The first part of the path is the fault: /good/, /missing/, /html/, /wrong/, /breaks/, /slow/ ..."""
+    """The first part of the path is the fault: /good/, /missing/, /html/, /breaks/, /slow/ ..."""
 
     protocol_version = "HTTP/1.1"
 
@@ -31,13 +31,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.seen.append((fault, self.headers.get("Range")))
         getattr(self, fault)(self.server.archive)
 
-    def send(
-        self, body: bytes, status: int = 200, length: int | None = None, **headers: str
-    ) -> None:
+    def send(self, body: bytes, status=200, length=None, **headers: str) -> None:
         self.send_response(status)
-        for name, value in (
-            {"Content-Length": str(len(body) if length is None else length)} | headers
-        ).items():
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(body)
@@ -52,8 +49,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Gives no more than a third at a time."""
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         rest = data[start:]
-        status, headers = (206, {"Content_Range": f"bytes {start}-"}) if start else (200, {})
-        self.send(rest[: len(data) // 3 + 1], status, len(rest), **headers)
+        third = rest[: len(data) // 3 + 1]
+        if start:
+            self.send(third, 206, len(rest), Content_Range=f"bytes {start}-")
+        else:
+            self.send(third, 200, len(rest))
         self.close_connection = True
 
     def norange(self, data: bytes) -> None:
@@ -145,14 +145,11 @@ def use(monkeypatch, *urls: str) -> None:
 
 def assert_whole(root: Path, small: Path) -> None:
     """All files are there with the right bytes, and nothing else but the lock."""
-    assert {path.name for path in root.iterdir()} - {cifar10.ARCHIVE} == {
-        cifar10.FOLDER,
-        "cifar-10-lock",
-    }
+    found = {path.name for path in root.iterdir()} - {cifar10.ARCHIVE}
+    assert found == {cifar10.FOLDER, "cifar-10-lock"}
     for name in cifar10.MD5:
-        assert (root / cifar10.FOLDER / name).read_bytes() == (
-            small / cifar10.FOLDER / name
-        ).read_bytes()
+        expected = (small / cifar10.FOLDER / name).read_bytes()
+        assert (root / cifar10.FOLDER / name).read_bytes() == expected
 
 
 def assert_nothing_looks_finished(root: Path) -> None:
@@ -163,13 +160,11 @@ def assert_nothing_looks_finished(root: Path) -> None:
 @pytest.mark.parametrize("fault", ["good", "redirect", "norange"])
 def test_fetch(fault, server, small, tmp_path, monkeypatch):
     use(monkeypatch, server.url(fault))
-    assert (
-        cifar10.fetch(tmp_path / "new" / "place", progress=False)
-        == tmp_path / "new" / "place" / cifar10.FOLDER
-    )
-    assert_whole(tmp_path / "new" / "place", small)
+    place = tmp_path / "new" / "place"
+    assert cifar10.fetch(place, progress=False) == place / cifar10.FOLDER
+    assert_whole(place, small)
     asked = len(server.seen)
-    cifar10.fetch(tmp_path / "new" / "place", progress=False)
+    cifar10.fetch(place, progress=False)
     assert len(server.seen) == asked  # what is there is not fetched again
 
 
@@ -192,9 +187,8 @@ def test_a_fault_is_named_leaves_nothing_and_the_next_try_works(
     use(monkeypatch, server.url(fault))
     with pytest.raises(NotFetched, match=FAULTS[fault]) as caught:
         cifar10.fetch(tmp_path, progress=False)
-    assert cifar10.OFFICIAL_URL in str(caught.value) and str(tmp_path) in str(
-        caught.value
-    )  # what to do by hand
+    message = str(caught.value)
+    assert cifar10.OFFICIAL_URL in message and str(tmp_path) in message  # what to do by hand
     assert_nothing_looks_finished(tmp_path)
     use(monkeypatch, server.url("good"))
     cifar10.fetch(tmp_path, progress=False)
@@ -226,12 +220,13 @@ def test_a_broken_off_download_goes_on_where_it_stopped(server, small, tmp_path,
     assert starts[0] == 0 and len(starts) > 2 and starts == sorted(set(starts))
 
 
-def test_a_crawling_source_is_left_and_its_speed_said(server, small, tmp_path, monkeypatch, capsys):
+def test_a_crawling_source_is_left_and_its_speed_said(server, small, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "nnlib")
     monkeypatch.setattr(cifar10, "WATCH_SECONDS", 0.2)
     use(monkeypatch, server.url("slow"), server.url("good"))
     cifar10.fetch(tmp_path, progress=False)
     assert_whole(tmp_path, small)
-    assert "127.0.0.1 sends only" in capsys.readouterr().out
+    assert "127.0.0.1: sends only" in caplog.text
     (slow, start), (good, went_on) = server.seen
     assert (slow, good, start) == ("slow", "good", "bytes=0-") and int(went_on[6:-1]) > 0
 
@@ -280,9 +275,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_a_member_that_would_land_outside_is_refused(member, small, tmp_path, monkeypatch):
     place = tmp_path / "data"
     place.mkdir()
-    (place / cifar10.ARCHIVE).write_bytes(
-        archive := make_archive(small / cifar10.FOLDER, extra=member)
-    )
+    archive = make_archive(small / cifar10.FOLDER, extra=member)
+    (place / cifar10.ARCHIVE).write_bytes(archive)
     expect(monkeypatch, archive)
     with pytest.raises(DataError, match="evil"):
         cifar10.fetch(place, progress=False)
@@ -306,9 +300,8 @@ def test_an_archive_put_there_by_hand(server, small, tmp_path, monkeypatch):
         load_dataset("auto", tmp_path, n_valid=10)
     (tmp_path / cifar10.ARCHIVE).write_bytes(server.archive)
     assert len(load_dataset("auto", tmp_path, download=False, n_valid=10).train) == 90
-    assert (
-        tmp_path / cifar10.ARCHIVE
-    ).exists() and not server.seen  # theirs is kept, and nobody was asked
+    assert (tmp_path / cifar10.ARCHIVE).exists()  # it is yours, and is kept
+    assert not server.seen  # nobody was asked
 
 
 CHILD = """
@@ -320,9 +313,8 @@ cifar10.fetch(root, progress=False)
 
 
 def fetch_in_child(root: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(root), str(cifar10.SIZE), cifar10.SHA256]
-    )
+    arguments = [str(root), str(cifar10.SIZE), cifar10.SHA256]
+    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments])
 
 
 def test_two_processes_at_once(server, small, tmp_path, monkeypatch):
@@ -360,35 +352,33 @@ def test_killed_while_unpacking(server, small, tmp_path, monkeypatch):
     assert not server.seen
 
 
-def test_auto_takes_what_can_be_had_and_says_so(server, tmp_path, monkeypatch, capsys):
+def test_auto_takes_what_can_be_had_and_says_so(server, tmp_path, monkeypatch, caplog, capsys):
     sizes = {"n_train": 20, "n_valid": 10, "n_test": 10, "progress": False}
     use(monkeypatch, server.url("missing"))
     data = load_dataset("auto", tmp_path, **sizes)
     assert data.source == "stand-in" and "not from CIFAR-10" in data.note
-    said = capsys.readouterr().out
+    said = caplog.text
     assert "stand-in" in said and "404" in said and str(tmp_path) not in said
+    caplog.clear()
     load_dataset("auto", tmp_path, **sizes)
-    assert (
-        len(server.seen) == 1 and not capsys.readouterr().out
-    )  # asked once in a process, said once
+    assert len(server.seen) == 1 and not caplog.text  # asked once in a process, said once
     with pytest.raises(NotFetched):
         load_dataset("cifar10", tmp_path, **sizes)
-    assert len(server.seen) == 2  # who names it is asked for it again
+    assert len(server.seen) == 2  # if you name it, it is tried again
     use(monkeypatch, server.url("good"))
     data = load_dataset("cifar10", tmp_path, **sizes)
     assert data.source == "cifar10 (unofficial copy)" and "unofficial" in data.note
+    caplog.set_level("INFO", "nnlib")
     assert same(load_dataset("auto", tmp_path, **sizes), data)
+    assert "Data: cifar10 (unofficial copy)" in caplog.text
+    assert not capsys.readouterr().out  # a library doesn't print
 
 
 def test_without_download_nothing_is_asked(server, tmp_path, monkeypatch):
     use(monkeypatch, server.url("good"))
     with pytest.raises(NotFetched, match="not on disk"):
         load_dataset("cifar10", tmp_path, download=False)
-    assert (
-        load_dataset("auto", tmp_path, download=False, n_train=10, n_valid=10, n_test=10).source
-        == "stand-in"
-    )
-    assert not server.seen
-    assert (
-        load_dataset("auto", tmp_path, n_valid=10, progress=False).source != "stand-in"
-    )  # now it may
+    drawn = load_dataset("auto", tmp_path, download=False, n_train=10, n_valid=10, n_test=10)
+    assert drawn.source == "stand-in" and not server.seen
+    found = load_dataset("auto", tmp_path, n_valid=10, progress=False)
+    assert found.source != "stand-in"  # now it may download
