@@ -12,7 +12,7 @@ class NNLibError(Exception):
 
 
 class DataError(NNLibError):
-    """A data set could not be fetched, read or understood, or arrays do not fit together."""
+    """A data set can't be downloaded, read or understood, or its arrays don't fit together."""
 
 
 class HyperparameterError(NNLibError, ValueError):
@@ -20,7 +20,7 @@ class HyperparameterError(NNLibError, ValueError):
 
 
 class CheckpointError(NNLibError):
-    """A saved model or training state is damaged, of another version, or of another network."""
+    """A saved model or training state is damaged, or belongs to another version or network."""
 
 
 class TrainingDiverged(NNLibError):
@@ -28,16 +28,21 @@ class TrainingDiverged(NNLibError):
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return the end of an error message: the nearest known name, if one is near, and all that are allowed."""
+    """Return the end of an error message: the nearest known name, if any, and the list of all."""
     names = sorted(known)
     near = get_close_matches(str(name), names, n=1)
-    return (f"Did you mean {near[0]!r}? " if near else "") + "Known: " + ", ".join(names) + "."
+    everything = f"Known: {', '.join(names)}."
+    if near:
+        return f"Did you mean {near[0]!r}? {everything}"
+    return everything
 
 
 def one_of(known: Iterable[T], name: str, value: T) -> T:
-    """Return ``value`` if it is one of ``known``; otherwise raise HyperparameterError, which calls it ``name``."""
+    """Return ``value`` if it is one of ``known``.
+
+    Otherwise raise HyperparameterError; ``name`` is what the message calls the value.
+    """
     if value not in known:
-        raise HyperparameterError(
-            f"{name}: {value!r} is not known. {did_you_mean(value, map(str, known))}"
-        )
+        choices = [str(choice) for choice in known]
+        raise HyperparameterError(f"{name}: {value!r} is not known. {did_you_mean(value, choices)}")
     return value

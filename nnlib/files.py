@@ -1,4 +1,4 @@
-"""Files: where things lie, paths that users give, and writing a file whole or not at all."""
+"""Files: where things are, the paths that users give, and writing a file whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -10,19 +10,23 @@ from nnlib.errors import CheckpointError
 AnyPath = str | os.PathLike[str]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-# data and figures lie in the checkout that nnlib runs from; installed elsewhere, in the current folder
-HOME = CHECKOUT if (CHECKOUT / "pyproject.toml").is_file() else Path()
+
+# Data and figures go into the checkout that nnlib runs from, or into the current folder if nnlib
+# is installed somewhere else.
+IN_A_CHECKOUT = (CHECKOUT / "pyproject.toml").is_file()
+HOME = CHECKOUT if IN_A_CHECKOUT else Path()
 
 
 def user_path(path: AnyPath) -> Path:
-    """Return a path that a user gave: ``~`` expanded, and absolute, so that os.chdir does not move it."""
+    """Return a path that a user gave, absolute (os.chdir doesn't move it) and with ``~`` expanded."""
     return Path(path).expanduser().absolute()
 
 
 def write_atomically(path: AnyPath, write: Callable[[IO[bytes]], Any]) -> Path:
-    """Let ``write(file)`` fill a temporary file, then move it to ``path``: the whole new file, or the old one.
+    """Let ``write(file)`` fill a temporary file, then rename it to ``path``.
 
-    Raises CheckpointError if it cannot be written, for want of room or of permission.
+    Whatever happens, ``path`` holds either the whole new file or the old one. Raises
+    CheckpointError if the file can't be written: no space, or no permission.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -31,13 +35,14 @@ def write_atomically(path: AnyPath, write: Callable[[IO[bytes]], Any]) -> Path:
         with part.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # the content reaches the disk before the name does
         part.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        remedy = "Make room, or name another place; what was saved before is whole, and the same call goes on from it."
+        reason = error.strerror or error
         raise CheckpointError(
-            f"{path}: it cannot be written ({error.strerror or error}). {remedy}"
+            f"{path}: it cannot be written ({reason}). Make room, or name another place. What was "
+            "saved before is intact, and the same call continues from it."
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -45,18 +50,23 @@ def write_atomically(path: AnyPath, write: Callable[[IO[bytes]], Any]) -> Path:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; Windows cannot open folders and needs none of it."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Make a rename survive a power cut. Windows can't open folders, and doesn't need this."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_bytes(path: AnyPath, content: bytes) -> Path:
     """Write ``content`` to ``path`` atomically."""
-    return write_atomically(path, lambda file: file.write(content))
+
+    def write(file: IO[bytes]) -> None:
+        file.write(content)
+
+    return write_atomically(path, write)
 
 
 def write_text(path: AnyPath, text: str) -> Path:

@@ -1,8 +1,8 @@
-"""The types that every room speaks of."""
+"""The types that every room uses."""
 
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-Arrays = dict[str, Array]
+Arrays = dict[str, Array]  # arrays by name, such as the parameters of a network

@@ -1,18 +1,24 @@
-"""Numerical gradients against backpropagation, entry by entry, with a report that says where they differ."""
+"""Numerical derivatives against backpropagation, entry by entry, and a report of where they differ.
 
+The idea: move one entry of one parameter by a small h, and see how much the loss changes. That is
+slow, but hard to get wrong. ``check_gradients`` compares it with what ``model.backward`` says.
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nnlib.errors import NNLibError, one_of
+from nnlib.network.inputs import as_inputs, as_labels, as_numbers
 from nnlib.network.losses import l2_penalty, softmax_cross_entropy
 from nnlib.network.mlp import MLP, Loss, Masks, checked_model
-from nnlib.types import Array
+from nnlib.types import Array, Arrays
 
 EPSILON = float(np.finfo(np.float64).eps)
+COMPLEX_STEP = 1e-30  # nothing is subtracted, so no step is too small
 HEAD = (
     "term",
     "parameter",
@@ -24,10 +30,7 @@ HEAD = (
     "kinks left out",
     "",
 )
-Entry = tuple[int, ...]
-Point = tuple[
-    Any, list[Array]
-]  # the loss, and how far every pre-activation is from each kink of its activation
+Entry = tuple[int, ...]  # the place of one number in a parameter
 
 
 class GradientError(NNLibError):
@@ -36,7 +39,7 @@ class GradientError(NNLibError):
 
 @dataclass(frozen=True)
 class ParameterCheck:
-    """The worst entry of one parameter: where it is, both derivatives there, and how many entries were compared."""
+    """The worst entry of one parameter: its place, both derivatives, and how many were compared."""
 
     term: str
     name: str
@@ -59,23 +62,23 @@ class GradientReport:
     @property
     def ok(self) -> bool:
         """Whether every parameter had entries to compare and all of them agree."""
-        return all(map(self._agrees, self.rows))
+        return all(self._agrees(row) for row in self.rows)
 
     def _agrees(self, row: ParameterCheck) -> bool:
         return row.checked > 0 and row.relative_error <= self.tolerance
 
     @property
     def max_relative_error(self) -> float:
-        """The worst relative error of all."""
+        """The largest relative error of all."""
         return max(row.relative_error for row in self.rows)
 
     @property
     def errors(self) -> dict[str, float]:
-        """The worst relative error of each parameter."""
-        return {
-            row.name: max(r.relative_error for r in self.rows if r.name == row.name)
-            for row in self.rows
-        }
+        """The largest relative error of each parameter, over all terms."""
+        errors: dict[str, float] = {}
+        for row in self.rows:
+            errors[row.name] = max(row.relative_error, errors.get(row.name, 0.0))
+        return errors
 
     def raise_if_failed(self) -> "GradientReport":
         """Return this report, or raise GradientError with its table."""
@@ -83,42 +86,114 @@ class GradientReport:
             raise GradientError(f"backpropagation is not the derivative of the loss\n{self!r}")
         return self
 
+    def _verdict(self) -> str:
+        verdict = "agree" if self.ok else "DISAGREE"
+        return f"gradients {verdict} ({self.method}, tolerance {self.tolerance:.0e})"
+
     def _cells(self, row: ParameterCheck) -> tuple[str, ...]:
-        worst = (
+        """Return one row of the table as text, in the order of HEAD."""
+        return (
+            row.term,
+            row.name,
             str(list(row.index)),
             f"{row.analytic:+.6e}",
             f"{row.numerical:+.6e}",
             f"{row.relative_error:.1e}",
-        )
-        return (
-            row.term,
-            row.name,
-            *worst,
             str(row.checked),
             str(row.skipped),
             "ok" if self._agrees(row) else "WRONG",
         )
 
-    def _verdict(self) -> str:
-        return f"gradients {'agree' if self.ok else 'DISAGREE'} ({self.method}, tolerance {self.tolerance:.0e})"
-
     def __repr__(self) -> str:
-        table = [HEAD, *map(self._cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        return "\n".join([self._verdict(), *lines])
+        table = [HEAD, *(self._cells(row) for row in self.rows)]
+        widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+        lines = [self._verdict()]
+        for row in table:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = ["".join(f"<td>{cell}</td>" for cell in self._cells(row)) for row in self.rows]
-        head = "".join(f"<th>{cell}</th>" for cell in HEAD)
-        return (
-            f"<p>{self._verdict()}</p><table>"
-            + "".join(f"<tr>{row}</tr>" for row in (head, *rows))
-            + "</table>"
-        )
+        lines = ["".join(f"<th>{cell}</th>" for cell in HEAD)]
+        for row in self.rows:
+            lines.append("".join(f"<td>{cell}</td>" for cell in self._cells(row)))
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<p>{self._verdict()}</p><table>{table}</table>"
+
+
+class Term(NamedTuple):
+    """One part of the loss: a data term, if any, and the coefficient of the L2 penalty."""
+
+    name: str
+    data: Loss | None
+    l2: float
+
+
+class Point(NamedTuple):
+    """What is seen of the network at one place."""
+
+    loss: Any
+    distances: list[Array]  # of all pre-activations from each kink of their activation
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One term of the loss, as a function of a single entry of a parameter."""
+
+    model: MLP
+    x: Array
+    labels: Array
+    masks: Masks
+    term: Term
+
+    def at(self, name: str, entry: Entry, step: complex) -> Point:
+        """Return what is seen if the entry of parameter ``name`` is moved by ``step``."""
+        parameter = self.model.parameters[name]
+        kept = parameter[entry]
+        parameter[entry] = kept + step
+        point = self._here()
+        parameter[entry] = kept
+        return point
+
+    def _here(self) -> Point:
+        penalty = l2_penalty(self.model.parameters, self.term.l2)
+        if self.term.data is None:
+            return Point(penalty, [])
+        logits = self.model.forward(self.x, self.masks)
+        value, _ = self.term.data(logits, self.labels)
+        distances = []
+        for f, z in zip(self.model.functions, self.model.pre_activations, strict=True):
+            for kink in f.kinks:
+                distances.append(z - kink)
+        return Point(value + penalty, distances)
+
+
+def central(probe: Probe, name: str, entry: Entry, h: float) -> float | None:
+    """Return (L(w+h) - L(w-h)) / 2h, or None if a kink lies between the two sides."""
+    above = probe.at(name, entry, h)
+    below = probe.at(name, entry, -h)
+    for d, e in zip(above.distances, below.distances, strict=True):
+        if ((d > 0) != (e > 0)).any():
+            return None
+    return float((above.loss - below.loss) / (2 * h))
+
+
+def complex_step(probe: Probe, name: str, entry: Entry, h: float) -> float | None:
+    """Return Im L(w+ih) / h, or None if the point lies on a kink. ``h`` is not used.
+
+    The Taylor series L(w+ih) = L(w) + ih L'(w) - ... has L'(w) in its imaginary part.
+    """
+    point = probe.at(name, entry, 1j * COMPLEX_STEP)
+    for d in point.distances:
+        if ((d.real == 0) & (d.imag != 0)).any():
+            return None
+    return float(point.loss.imag / COMPLEX_STEP)
+
+
+METHODS: dict[str, Callable[[Probe, str, Entry, float], float | None]] = {
+    "central": central,
+    "complex": complex_step,
+}
 
 
 def check_gradients(
@@ -135,101 +210,115 @@ def check_gradients(
     tolerance: float = 1e-7,
     seed: int = 0,
 ) -> GradientReport:
-    """Compare ``model.backward`` with numerical derivatives of loss + l2/2 * sum of squared weights.
+    """Compare ``model.backward`` with numerical derivatives of loss + l2/2 * (sum of squared weights).
 
-    With ``l2`` above 0 the data term, the L2 term and their sum are checked apart, so that none can hide another.
-    ``central`` takes (L(w+h) - L(w-h)) / 2h in float64; a difference whose two sides lie on different sides of a kink
-    (a pre-activation changes sign) is left out and counted. ``complex`` takes Im L(w+ih) / h with h = 1e-30, exact to
-    rounding and left out only where a kink is touched, for losses that accept complex logits (Squire and Trapp 1998).
-    At most ``samples`` entries of a parameter are checked, drawn by ``seed``; None checks all of a network with up to
-    2,000 parameters and 30 of each array of a larger one. ``masks`` are the dropout masks to use.
+    With ``l2`` above 0 we check the data term, the L2 term and their sum separately, so that none
+    can hide another. There are two methods:
 
-    The relative error is |a - n| / max(|a|, |n|, r), where r is the derivative that rounding alone could fake to
-    within ``tolerance``: central differences carry an absolute error of about eps |L| / h whatever the derivative is.
-    The model and x may be float32: a float64 copy is checked. Raises HyperparameterError for unfit x or labels.
+    - ``central`` takes (L(w+h) - L(w-h)) / 2h in float64. If a kink lies between the two sides (a
+      pre-activation changes its sign), the entry is left out and counted.
+    - ``complex`` takes Im L(w+ih) / h with h = 1e-30. It is exact to rounding, leaves out an entry
+      only on a kink, and needs a loss that accepts complex logits (Squire and Trapp 1998).
+
+    We check at most ``samples`` entries of each parameter, drawn by ``seed``. None means all entries
+    of a network with up to 2,000 parameters, and 30 of each array of a larger one. ``masks`` are the
+    dropout masks to use.
+
+    The relative error is |a - n| / max(|a|, |n|, r), with backpropagation's a and the numerical n.
+    r is a derivative so small that rounding alone can make it wrong by ``tolerance``: central
+    differences have an absolute error of about eps |L| / h, whatever the derivative is.
+
+    The model and x may be float32: we check a float64 copy. Raises HyperparameterError if x or
+    labels don't fit.
     """
-    derivative = METHODS[one_of(METHODS, "method", method)]
-    twin, x = checked_model(model).astype(np.float64), np.asarray(x, np.float64)
-    moved = twin.astype(np.complex128) if method == "complex" else twin
-    masks = tuple(np.asarray(m, np.float64) for m in masks)
-    size = sum(p.size for p in twin.parameters.values())
-    samples = samples or (size if size <= 2000 else 30)
-    terms = {"data": (loss, 0.0)} | ({"L2": (_no_loss, l2), "data + L2": (loss, l2)} if l2 else {})
+    one_of(METHODS, "method", method)
+    exact = checked_model(model).astype(np.float64)
+    x = as_inputs(as_numbers(x, "x", np.float64), exact.layer_sizes[0], exact.dtype)
+    labels = as_labels(labels, len(x))
+    masks = tuple(np.asarray(mask, np.float64) for mask in masks)
+    moved = exact.astype(np.complex128) if method == "complex" else exact
+    if not samples:
+        size = sum(p.size for p in exact.parameters.values())
+        samples = size if size <= 2000 else 30
+
+    terms = [Term("data", loss, 0.0)]
+    if l2:
+        terms.append(Term("L2", None, l2))
+        terms.append(Term("data + L2", loss, l2))
+
     rows: list[ParameterCheck] = []
-    for term, (part, coefficient) in terms.items():
-        value, gradients = twin.loss_and_gradients(x, labels, coefficient, loss=part, masks=masks)
-        largest = max(float(np.abs(g).max()) for g in gradients.values())
-        noise = EPSILON * (max(largest, 1.0) if method == "complex" else max(abs(value), 1.0) / h)
-        look = partial(_look, moved, x.astype(moved.dtype), labels, coefficient, part, masks)
-        rng = np.random.default_rng(seed)
-        for name, p in moved.parameters.items():
-            chosen = (
-                np.arange(p.size)
-                if p.size <= samples
-                else np.sort(rng.choice(p.size, samples, replace=False))
-            )
-            entries = [tuple(int(i) for i in np.unravel_index(flat, p.shape)) for flat in chosen]
-            numerical = {entry: derivative(partial(_at, look, p, entry), h) for entry in entries}
-            rows.append(_worst(term, name, gradients[name], numerical, 4 * noise / tolerance))
+    for term in terms:
+        value, gradients = exact.loss_and_gradients(
+            x, labels, term.l2, loss=term.data or _no_loss, masks=masks
+        )
+        smallest = 4 * _rounding(value, gradients, method, h) / tolerance
+        probe = Probe(moved, x.astype(moved.dtype), labels, masks, term)
+        rng = np.random.default_rng(seed)  # each term is checked at the same entries
+        for name, gradient in gradients.items():
+            entries = _choose_entries(gradient.shape, samples, rng)
+            numerical = [METHODS[method](probe, name, entry, h) for entry in entries]
+            rows.append(_compare(term.name, name, gradient, entries, numerical, smallest))
     return GradientReport(tuple(rows), tolerance, method)
 
 
 def _no_loss(logits: Array, labels: Array) -> tuple[float, Array]:
-    """The data term left out."""
+    """A data term that is always 0; it leaves the L2 term alone."""
     return 0.0, np.zeros_like(logits)
 
 
-def _look(model: MLP, x: Array, labels: Array, l2: float, loss: Loss, masks: Masks) -> Point:
-    """Return the loss and how far every pre-activation is from each kink of its activation."""
-    penalty = l2_penalty(model.parameters, l2)
-    if loss is _no_loss:
-        return penalty, []
-    value = loss(model.forward(x, masks), labels)[0] + penalty
-    return value, [
-        z - kink
-        for f, z in zip(model.functions, model.pre_activations, strict=True)
-        for kink in f.kinks
-    ]
+def _rounding(value: Any, gradients: Arrays, method: str, h: float) -> float:
+    """Return about how wrong rounding can make a numerical derivative, at a loss of ``value``."""
+    if method == "complex":
+        largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
+        return EPSILON * max(largest, 1.0)
+    return EPSILON * (max(abs(value), 1.0) / h)
 
 
-def _at(look: Callable[[], Point], parameter: Array, entry: Entry, step: complex) -> Point:
-    """Return what is seen with one entry of a parameter moved by ``step``."""
-    kept = parameter[entry]
-    parameter[entry] = kept + step
-    seen = look()
-    parameter[entry] = kept
-    return seen
+def _choose_entries(shape: tuple[int, ...], samples: int, rng: np.random.Generator) -> list[Entry]:
+    """Return the places of all entries of an array, or of ``samples`` of them at random."""
+    size = math.prod(shape)
+    if size <= samples:
+        chosen = np.arange(size)
+    else:
+        chosen = np.sort(rng.choice(size, samples, replace=False))
+    return [tuple(int(i) for i in np.unravel_index(place, shape)) for place in chosen]
 
 
-def _central(at: Callable[[complex], Point], h: float) -> float | None:
-    """Return the central difference, or None where a kink lies between its two sides."""
-    (above, far_above), (below, far_below) = at(h), at(-h)
-    crossed = any(((s > 0) != (t > 0)).any() for s, t in zip(far_above, far_below, strict=True))
-    return None if crossed else float((above - below) / (2 * h))
-
-
-def _complex_step(at: Callable[[complex], Point], h: float) -> float | None:
-    """Return the derivative by a complex step, or None where a kink lies under the point."""
-    value, far = at(1e-30j)
-    return (
-        None
-        if any(((d.real == 0) & (d.imag != 0)).any() for d in far)
-        else float(value.imag / 1e-30)
-    )
-
-
-METHODS = {"central": _central, "complex": _complex_step}
-
-
-def _worst(
-    term: str, name: str, gradient: Array, numerical: dict[Entry, float | None], floor: float
+def _compare(
+    term: str,
+    name: str,
+    gradient: Array,
+    entries: list[Entry],
+    numerical: list[float | None],
+    smallest: float,
 ) -> ParameterCheck:
-    """Return the entry of one parameter at which backprop and the numerical derivative differ most."""
-    pairs = [(entry, float(gradient[entry]), n) for entry, n in numerical.items() if n is not None]
-    errors = [abs(a - n) / max(abs(a), abs(n), floor) for _, a, n in pairs]
-    found = [
-        (error if error == error else np.inf, *pair)
-        for error, pair in zip(errors, pairs, strict=True)
-    ]
-    error, entry, a, n = max(found, default=(0.0, (), 0.0, 0.0))  # NaN is the worst
-    return ParameterCheck(term, name, entry, a, n, error, len(found), len(numerical) - len(found))
+    """Return the entry of one parameter at which backpropagation and numerical derivative differ most.
+
+    ``smallest`` is the r of ``check_gradients``: the smallest derivative to compare relatively.
+    """
+    worst_entry: Entry = ()
+    worst_a = worst_n = worst_error = 0.0
+    checked = 0
+    for entry, n in zip(entries, numerical, strict=True):
+        if n is None:  # a kink
+            continue
+        checked += 1
+        a = float(gradient[entry])
+        error = abs(a - n) / max(abs(a), abs(n), smallest)
+        if math.isnan(error):
+            error = math.inf  # nothing is worse than NaN
+        if error >= worst_error:
+            worst_entry = entry
+            worst_a = a
+            worst_n = n
+            worst_error = error
+    return ParameterCheck(
+        term,
+        name,
+        index=worst_entry,
+        analytic=worst_a,
+        numerical=worst_n,
+        relative_error=worst_error,
+        checked=checked,
+        skipped=len(entries) - checked,
+    )

@@ -1,4 +1,4 @@
-"""The weights before the first step: normal or uniform, their spread chosen from the layer's width."""
+"""The weights before the first step: normal or uniform, with a spread that depends on the layer."""
 
 import math
 from typing import Any
@@ -8,18 +8,37 @@ import numpy as np
 from nnlib.errors import one_of
 from nnlib.types import Array
 
-# Variance of one weight: 2/fan_in keeps the signal's size through ReLU-like layers (He et al. 2015), 2/(fan_in +
-# fan_out) through tanh-like ones both ways (Glorot and Bengio 2010), 1/fan_in through linear ones (LeCun et al. 1998).
-_VARIANCE = {
-    "he": lambda fan_in, fan_out: 2 / fan_in,
-    "xavier": lambda fan_in, fan_out: 2 / (fan_in + fan_out),
-    "lecun": lambda fan_in, fan_out: 1 / fan_in,
-}
 INITIALISATIONS = (
     "auto",
     "small_normal",
-    *(n + law for n in _VARIANCE for law in ("", "_normal", "_uniform")),
+    "he",
+    "he_normal",
+    "he_uniform",
+    "xavier",
+    "xavier_normal",
+    "xavier_uniform",
+    "lecun",
+    "lecun_normal",
+    "lecun_uniform",
 )
+
+
+def standard_deviation(kind: str, fan_in: int, fan_out: int) -> float:
+    """Return the standard deviation of the weights of a layer, for a ``kind`` of initialization.
+
+    - ``he``: variance 2/fan_in keeps the signal's size through ReLU-like layers (He et al. 2015).
+    - ``xavier``: 2/(fan_in + fan_out) keeps it through tanh-like layers, forward and backward
+      (Glorot and Bengio 2010).
+    - ``lecun``: 1/fan_in keeps it through linear layers (LeCun et al. 1998).
+    - ``small``: 0.01, whatever the layer's width.
+    """
+    if kind == "he":
+        return math.sqrt(2 / fan_in)
+    if kind == "xavier":
+        return math.sqrt(2 / (fan_in + fan_out))
+    if kind == "lecun":
+        return math.sqrt(1 / fan_in)
+    return 0.01
 
 
 def initial_weights(
@@ -27,12 +46,15 @@ def initial_weights(
 ) -> Array:
     """Draw a weight matrix (fan_in, fan_out).
 
-    ``name`` is ``he``, ``xavier`` or ``lecun``, followed by ``_normal`` (the default) or ``_uniform``; or
-    ``small_normal``, a standard deviation of 0.01 whatever the width. Raises HyperparameterError for any other.
+    ``name`` is ``he``, ``xavier`` or ``lecun``, optionally followed by ``_normal`` (the default)
+    or ``_uniform``; or it is ``small_normal``. Raises HyperparameterError for any other name.
     """
-    kind, _, law = one_of(INITIALISATIONS, "initialisation", name).partition("_")
-    std = 0.01 if kind == "small" else math.sqrt(_VARIANCE[kind](fan_in, fan_out))
-    if law == "uniform":
-        limit = std * math.sqrt(3)  # a uniform law on (-limit, limit) has this standard deviation
-        return rng.uniform(-limit, limit, (fan_in, fan_out)).astype(dtype)
-    return (std * rng.standard_normal((fan_in, fan_out))).astype(dtype)
+    one_of(INITIALISATIONS, "initialisation", name)
+    kind, _, distribution = name.partition("_")
+    std = standard_deviation(kind, fan_in, fan_out)
+    if distribution == "uniform":
+        limit = std * math.sqrt(3)  # uniform on (-limit, limit) has the standard deviation std
+        weights = rng.uniform(-limit, limit, (fan_in, fan_out))
+    else:
+        weights = std * rng.standard_normal((fan_in, fan_out))
+    return weights.astype(dtype)

@@ -376,7 +376,7 @@ X = np.ones((2, 4), np.float32)
         (
             X.astype(np.float64),
             [0, 1],
-            r"^x: it is float64, but the network is float32; use x\.astype",
+            r"^x: it is float64, but the network is float32; use np\.asarray\(x, model\.dtype",
         ),
         (X.astype(np.uint8), [0, 1], r"^x: it is uint8, .*model\.inputs\(images\)"),
         (X, [0, 3], r"^labels: 3 is not one of the classes 0 \.\.\. 2"),

@@ -124,7 +124,7 @@ def test_any_bit_flipped_and_any_cut_is_refused_or_harmless(small):
             assert {name: p.tobytes() for name, p in loaded.parameters.items()} == expected
             assert (loaded.layer_sizes, loaded.activation, loaded.classes) == (
                 (3, 2, 2),
-                ("relu",),
+                ("leaky_relu",),
                 ("0", "1"),
             )
     assert refused > 0.7 * len(damaged)
