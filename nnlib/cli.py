@@ -39,7 +39,8 @@ EVERYWHERE = (
 Record = dict[str, Any]
 
 settings: Any = {
-    "default_parameter": Parameter(consume_multiple=1, negative_iterable=()),  # --hidden-sizes 64 32
+    # One option takes several values: --hidden-sizes 64 32.
+    "default_parameter": Parameter(consume_multiple=1, negative_iterable=()),
     "help_epilogue": EVERYWHERE,
     "suppress_keyboard_interrupt": False,
 }
