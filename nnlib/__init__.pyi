@@ -38,7 +38,6 @@ from .network.saving import save_model as save_model
 from .searching.results import SearchResults as SearchResults
 from .searching.results import load_results as load_results
 from .searching.search import search as search
-from .searching.spaces import choice as choice
 from .searching.spaces import integers as integers
 from .searching.spaces import loguniform as loguniform
 from .searching.spaces import uniform as uniform

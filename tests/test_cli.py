@@ -1,4 +1,4 @@
-"""The command line: options follow Hyperparameters, errors are one line, and the exit status says who erred."""
+"""The command line: options follow Hyperparameters, and an error is one line and an exit status."""
 
 import contextlib
 import json
@@ -13,24 +13,16 @@ import pytest
 
 import nnlib
 from nnlib import cli
+from nnlib.searching import Range, Trial
 from nnlib.training.hyperparameters import Hyperparameters
 
-SMALL = [
-    "--epochs",
-    "2",
-    "--hidden-sizes",
-    "16",
-    "8",
-    "--batch-size",
-    "32",
-    "--preprocessing",
-    "scale",
-]
+SMALL = ["--epochs", "2", "--hidden-sizes", "16", "8", "--batch-size", "32"]
+SMALL += ["--preprocessing", "scale"]
 
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> nnlib.Dataset:
-    """Every command gets the same few images, and a folder of its own to stand in."""
+    """Every command gets the same few images, and runs in a folder of its own."""
     data = nnlib.load_dataset("standin", n_train=200, n_valid=50, n_test=60)
     monkeypatch.setattr(nnlib, "load_dataset", lambda name, root=None: data)
     monkeypatch.chdir(tmp_path)
@@ -103,20 +95,16 @@ def test_a_runs_own_file_is_a_config(capsys):
 def test_json_alone_on_stdout(capsys, small_data: nnlib.Dataset):
     status, out, err = given(capsys, "train", "--json", "--run-dir", "r", *SMALL)
     run = json.loads(out)
-    assert (
-        status == 0
-        and run["best weights"] == str(Path("r/best.npz"))
-        and 0 <= run["valid_accuracy"] <= 1
-    )
+    assert status == 0
+    assert run["best weights"] == str(Path("r/best.npz"))
+    assert 0 <= run["valid_accuracy"] <= 1
     assert "epoch   2/2" in err  # progress has gone where errors go
     status, out, _ = given(capsys, "test", "r/best.npz", "--json")
     result = nnlib.evaluate(nnlib.load_model("r/best.npz"), small_data.test)
-    assert (
-        json.loads(out)["loss"] == result.loss and json.loads(out)["per_class"] == result.per_class
-    )
-    status, out, _ = given(
-        capsys, "search", "--json", "--vary", "l2=0,0.1", "--directory", "s", *SMALL
-    )
+    assert json.loads(out)["loss"] == result.loss
+    assert json.loads(out)["per_class"] == result.per_class
+    vary = ["--vary", "l2=0,0.1", "--directory", "s"]
+    status, out, _ = given(capsys, "search", "--json", *vary, *SMALL)
     assert json.loads(out)["best"]["l2"] in (0, 0.1)
     status, out, _ = given(capsys, "data", "info", "--json")
     assert json.loads(out)["train"] == 200
@@ -136,51 +124,27 @@ def test_dry_run_measures_and_writes_nothing(capsys):
     status, out, _ = given(capsys, "train", "--dry-run", "--json", *SMALL)
     found = json.loads(out)
     assert status == 0 and not list(Path().iterdir())
-    assert (
-        found["layers"] == [3072, 16, 8, 10] and found["parameters"] == 3073 * 16 + 17 * 8 + 9 * 10
-    )
-    assert (
-        found["hyperparameters"]["hidden_sizes"] == [16, 8] and found["hyperparameters"]["l2"] == 0
-    )
-    assert (
-        found["steps"] == 14
-        and 0 < found["training_seconds"] < 60
-        and 1 <= found["memory_mb"] < 500
-    )
-    search = [
-        "search",
-        "--dry-run",
-        "--vary",
-        "l2=0,0.1,0.2",
-        "--vary",
-        "momentum=0,0.5",
-        "--seeds",
-        "2",
-    ]
-    assert "runs: 12" in given(capsys, *search, "--workers", "2", *SMALL)[1]
-    assert (
-        "runs: 9"
-        in given(
-            capsys, *search[:4], "--vary", "seed=0..99", "--method", "random", "--n-trials", "9"
-        )[1]
-    )
-    assert (
-        "runs: 20"
-        in given(capsys, "search", "--dry-run", "--vary", "l2=0.1..1", "--method", "tpe", *SMALL)[1]
-    )
+    assert found["layers"] == [3072, 16, 8, 10]
+    assert found["parameters"] == 3073 * 16 + 17 * 8 + 9 * 10
+    assert found["hyperparameters"]["hidden_sizes"] == [16, 8]
+    assert found["hyperparameters"]["l2"] == 0
+    assert found["steps"] == 14
+    assert 0 < found["training_seconds"] < 60
+    assert 1 <= found["memory_mb"] < 500
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [
+        ("--vary l2=0,0.1,0.2 --vary momentum=0,0.5 --seeds 2 --workers 2", 12),
+        ("--vary l2=0,0.1,0.2 --vary seed=0..99 --method random --n-trials 9", 9),
+        ("--vary l2=0.1..1 --method tpe", 20),
+    ],
+)
+def test_dry_run_of_a_search_counts_its_runs(capsys, options: str, runs: int):
+    out = given(capsys, "search", "--dry-run", *options.split(), *SMALL)[1]
+    assert f"runs: {runs}\n" in out
     assert not list(Path().iterdir())
-
-
-def test_bench_needs_a_checkout(capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(cli.cifar10, "CHECKOUT", tmp_path)
-    status, out, err = given(capsys, "bench")
-    assert (status, out) == (1, "") and "run this in a checkout" in err
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks/bench.py").write_text(
-        "import sys; sys.exit(sys.argv[1:] != ['speed', '--quick'])"
-    )
-    assert given(capsys, "bench", "speed", "--quick")[0] == 0
-    assert given(capsys, "bench", "memory")[0] == 1
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -207,10 +171,8 @@ def test_train_then_test(capsys, small_data: nnlib.Dataset):
 
     status, out, _ = given(capsys, "test", "r/best.npz")
     result = nnlib.evaluate(nnlib.load_model("r/best.npz"), small_data.test)
-    assert status == 0
-    assert (
-        f"loss: {result.loss:.5g}\naccuracy: {result.accuracy:.5g}\n" in out and "images: 60" in out
-    )
+    assert status == 0 and "images: 60" in out
+    assert f"loss: {result.loss:.5g}\naccuracy: {result.accuracy:.5g}\n" in out
 
 
 def test_visualize_draws_every_layer_before_and_after(capsys):
@@ -220,15 +182,13 @@ def test_visualize_draws_every_layer_before_and_after(capsys):
     files = [Path("drawn") / f"{name}.png" for name in names]
     assert status == 0 and out.splitlines() == [f"{path.stem}: {path}" for path in files]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
-    assert (
-        given(capsys, "visualize", "r")[1].splitlines()[0]
-        == f"{names[0]}: {Path('figures/weights') / names[0]}.png"
-    )
+    first = given(capsys, "visualize", "r")[1].splitlines()[0]
+    assert first == f"{names[0]}: {Path('figures/weights') / names[0]}.png"
 
 
 def test_train_goes_on_where_it_stopped(capsys):
     status, _, err = train(capsys)
-    assert status == 0 and "training in" not in err  # for it is to be quiet
+    assert status == 0 and "training in" not in err  # --quiet
     before = Path("r/best.npz").read_bytes()
     assert train(capsys)[0] == 0
     assert Path("r/best.npz").read_bytes() == before
@@ -254,10 +214,10 @@ def test_run_folder_by_default(capsys):
             "absent.npz: there is no such file; nnlib train writes RUN_DIR/best.npz",
         ),
         (["train", "--config", "absent.toml"], 2, "config: absent.toml is no TOML or JSON file"),
-        (["report", "--to", "word"], 2, "--to"),
+        (["report", "--to", "markdown"], 2, "--to"),
         (["search"], 2, "nothing to search"),
         (["search", "--vary", "l2"], 2, "vary: 'l2' is not allowed"),
-        (["search", "--vary", "l2=0,1", "--vary", "l2=2"], 2, "vary: a field stands there twice"),
+        (["search", "--vary", "l2=0,1", "--vary", "l2=2"], 2, "vary: a field is given twice"),
         (["search", "--vary", "l2=3..1"], 2, "vary: 'l2=3..1' is not allowed; range"),
         (["search", "--vary", "learning_rate=0.1,abc"], 2, "learning_rate: 'abc' is not allowed"),
         (["report", "--notebooks-dir", "absent"], 1, "there are no notebooks"),
@@ -266,7 +226,7 @@ def test_run_folder_by_default(capsys):
         (["train", "--hidden-sizes", "--dry-run"], 2, "--hidden-sizes"),
     ],
 )
-def test_errors_are_one_line_and_the_status_says_who_erred(capsys, arguments, status, message):
+def test_an_error_is_one_line_and_an_exit_status(capsys, arguments, status, message):
     found, out, err = given(capsys, *arguments)
     assert (found, out) == (status, "")
     assert err.startswith("nnlib: ") and err.count("\n") == 1 and message in err
@@ -274,11 +234,8 @@ def test_errors_are_one_line_and_the_status_says_who_erred(capsys, arguments, st
 
 def test_debug_adds_the_traceback(capsys):
     status, _, err = given(capsys, "test", "absent.npz", "--debug")
-    assert (
-        status == 1
-        and err.startswith("Traceback")
-        and err.splitlines()[-1].startswith("nnlib: absent.npz")
-    )
+    assert status == 1 and err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("nnlib: absent.npz")
 
 
 def test_a_bug_is_one_line_too(capsys, monkeypatch: pytest.MonkeyPatch):
@@ -298,40 +255,35 @@ def test_interrupt(capsys, monkeypatch: pytest.MonkeyPatch):
     assert given(capsys, "test", "x.npz") == (130, "", "nnlib: interrupted\n")
 
 
-def test_what_cannot_be_is_said_once_the_data_are_there(capsys):
+def test_errors_that_need_the_data_to_be_seen(capsys):
     status, out, err = given(capsys, "search", "--dry-run", "--vary", "l2=0.1..1", *SMALL)
-    assert (status, out) == (2, "") and err.splitlines()[-1].startswith(
-        "nnlib: l2: a grid needs a list"
-    )
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith("nnlib: l2: a grid needs a list")
     status, out, err = given(capsys, "train", "--train-images", "0", *SMALL)
-    assert (status, out) == (1, "") and "0 training and 50 validation images" in err.splitlines()[
-        -1
-    ]
+    assert (status, out) == (1, "")
+    assert "0 training and 50 validation images" in err.splitlines()[-1]
 
 
 def test_a_search_without_a_result_says_where_the_reasons_are(capsys):
-    status, _, err = given(
-        capsys, "search", "--vary", "learning_rate=900,1000", "--directory", "s", *SMALL
-    )
+    vary = ["--vary", "learning_rate=900,1000"]
+    status, _, err = given(capsys, "search", *vary, "--directory", "s", *SMALL)
     assert status == 1 and "no trial is complete" in err and "results.json" in err
     assert "the loss is" in Path("s/results.json").read_text()
 
 
-def test_interrupted_training_says_how_to_go_on_and_ends_so(
-    capsys, monkeypatch: pytest.MonkeyPatch
-):
+def test_interrupted_training_says_how_to_continue(capsys, monkeypatch: pytest.MonkeyPatch):
     def at_once(trainer: nnlib.Trainer) -> contextlib.nullcontext[None]:
         return contextlib.nullcontext(trainer.stop("interrupted"))
 
     monkeypatch.setattr(nnlib.training.trainer, "interrupts", at_once)
     status, out, _ = train(capsys)
-    assert status == 130 and "interrupted: --run-dir r goes on\n" in out
+    assert status == 130 and "interrupted: --run-dir r continues the run\n" in out
 
 
 def test_a_search_interrupted_before_its_first_result_says_so(
     capsys, monkeypatch: pytest.MonkeyPatch
 ):
-    pruned = nnlib.results.Trial(0, {"l2": 0}, status="pruned")
+    pruned = Trial(0, {"l2": 0}, status="pruned")
     empty = nnlib.SearchResults(Hyperparameters(), {}, "halving", [pruned], interrupted=True)
     monkeypatch.setattr(nnlib, "search", lambda *arguments, **options: empty)
     status, out, err = given(capsys, "search", "--vary", "l2=0,1", *SMALL)
@@ -341,20 +293,14 @@ def test_a_search_interrupted_before_its_first_result_says_so(
 def test_a_place_that_cannot_be_written_is_named(capsys):
     assert train(capsys)[0] == 0
     Path("file").touch()
-    for arguments in (
-        ["visualize", "r", "--output", "file"],
-        ["visualize", "r", "--output", "file/x"],
-    ):
-        status, out, err = given(capsys, *arguments)
-        assert (
-            (status, out) == (1, "")
-            and err.startswith("nnlib: file")
-            and err.endswith("; name another place.\n")
-        )
+    for place in ("file", "file/x"):
+        status, out, err = given(capsys, "visualize", "r", "--output", place)
+        assert (status, out) == (1, "")
+        assert err.startswith("nnlib: file") and err.endswith("; name another place.\n")
 
 
 @pytest.mark.parametrize("command", [["train"], ["search"], ["data", "info"], ["report"]])
-def test_every_help_tells_of_what_goes_with_every_command(capsys, command):
+def test_every_help_explains_the_common_options(capsys, command):
     out = given(capsys, *command, "--help")[1]
     assert "--json" in out and "--debug" in out
 
@@ -380,14 +326,10 @@ def test_values_to_vary(text: str, expected: tuple[str, list[object]]):
 
 
 def test_ranges_to_vary():
-    from nnlib.searching.search import Range
-
     assert cli._parse_vary("l2=1e-5..0.01") == ("l2", Range(1e-5, 0.01, log=True))
     assert cli._parse_vary("momentum=0..0.9") == ("momentum", Range(0, 0.9))
-    assert cli._parse_vary("batch_size=32..512") == (
-        "batch_size",
-        Range(32, 512, log=True, whole=True),
-    )
+    whole = Range(32, 512, log=True, whole=True)
+    assert cli._parse_vary("batch_size=32..512") == ("batch_size", whole)
 
 
 def test_search_ranks_and_records(capsys):
@@ -414,28 +356,28 @@ def test_data_commands(
 
 
 def test_report_passes_its_options_on(capsys, monkeypatch: pytest.MonkeyPatch):
-    from nnlib.report import export as report
+    from nnlib.report import export
 
-    asked: list[object] = []
-    monkeypatch.setattr(report, "build", lambda *arguments: asked.extend(arguments))
-    assert (
-        given(
-            capsys,
-            "report",
-            "--quick",
-            "--notebooks",
-            "01, 03",
-            "--hide-code",
-            "--author",
-            "A",
-            "--to",
-            "pdf",
-            "--recipe",
-            "fast",
-        )[0]
-        == 0
-    )
-    assert asked == [Path("report"), ["01", "03"], "auto", True, "A", "hide", None, "fast", "pdf"]
+    asked: dict[str, object] = {}
+
+    def build(output: Path, **options: object) -> Path:
+        asked.update(options)
+        return output / "report.pdf"
+
+    monkeypatch.setattr(export, "build", build)
+    options = ["--quick", "--hide-code", "--author", "A", "--to", "pdf", "--recipe", "fast"]
+    status, out, _ = given(capsys, "report", "--notebooks", "01, 03", *options)
+    assert (status, out) == (0, f"report: {Path('report/report.pdf')}\n")
+    assert asked == {
+        "notebooks": ["01", "03"],
+        "dataset": "auto",
+        "quick": True,
+        "author": "A",
+        "code": "hide",
+        "notebooks_dir": None,
+        "recipe": "fast",
+        "to": "pdf",
+    }
 
 
 def test_as_a_module():
@@ -446,9 +388,8 @@ def test_as_a_module():
 
 
 def test_help_goes_into_a_pipe_that_knows_no_greek():
-    """As pipes on Windows are: the help has λ and ‖ in it."""
+    """Pipes on Windows are like that, and the help has λ and ‖ in it."""
     command = [sys.executable, "-m", "nnlib", "train", "--help"]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True
-    )
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, env=env, capture_output=True)
     assert done.returncode == 0 and b"--label-smoothing" in done.stdout

@@ -1,6 +1,7 @@
-"""The report: the notebooks, executed and merged into one HTML page that needs nothing outside itself.
+"""The report: the notebooks, executed and merged into one HTML page that loads nothing else.
 
-The template beside this file lays it out. ``Typesetting`` prepares a notebook for it, also for a single one by hand:
+The template beside this file lays it out, and ``Typesetting`` prepares a notebook for it. Both also
+work for a single notebook:
 ``jupyter nbconvert --to html --template nnlib notebooks/03_training.ipynb``.
 """
 
@@ -10,221 +11,267 @@ import re
 import shutil
 from collections.abc import Iterable
 from datetime import datetime
-from functools import reduce
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
-from nbconvert import HTMLExporter, MarkdownExporter, preprocessors
+from nbconvert import HTMLExporter, preprocessors
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.writers.files import FilesWriter
 from nbformat import NotebookNode, from_dict, v4
 
 import nnlib
+from nnlib.data.dataset import Dataset
 from nnlib.errors import one_of
-from nnlib.files import write_atomically, write_text
+from nnlib.files import AnyPath, user_path, write_bytes, write_text
 from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks
 from nnlib.training.hyperparameters import RECIPES
 
-# Lines that notebooks print and that the title page repeats: what was measured in this very run.
+# Lines that notebooks print and the title page repeats: what was measured in this very run.
 TEST = r"(?:\w+ +)?test (?:loss|accuracy)(?= \d)"  # the name of a network may stand before it
 MEASURES = rf"{TEST}|best validation accuracy|(?:largest|worst) relative error|a step takes"
 RESULT = re.compile(rf"^(?:{MEASURES})\b.*$", re.M)
 
-# What latex2mathml does not know, in words that it knows; then what it takes for a letter, or lets grow with its row.
+# LaTeX that latex2mathml does not know, in words that it knows.
 SYNONYMS = {
     r"{aligned}": r"{split}",
     r"{gathered}": r"{split}",
     r"{gather}": r"{split}",
     r"{align}": r"{align*}",
 }
-SIGNS = {f"<mo>{bar}": f'<mo stretchy="false">{bar}' for bar in ("&#x02016;", "&#x0007C;", "|")}
-SIGNS["<mi>&#x0007E;</mi>"] = "<mo>&#x0223C;</mo>"
-# A function's name that neither has an index nor stands before a parenthesis is followed by a thin space.
+# MathML that comes out wrong: bars that grow with their row, and a tilde taken for a letter.
+SIGNS = {
+    "<mo>&#x02016;": '<mo stretchy="false">&#x02016;',
+    "<mo>&#x0007C;": '<mo stretchy="false">&#x0007C;',
+    "<mo>|": '<mo stretchy="false">|',
+    "<mi>&#x0007E;</mi>": "<mo>&#x0223C;</mo>",
+}
+# A function's name gets a thin space after it, unless it has an index or a parenthesis follows.
 FUNCTION = re.compile(r"(?<!<msub>)(?<!<msup>)(?<!<munder>)(<mi>[a-z]{2,}</mi>)(?!<mo|</)")
+
+BROWSERS = ("chromium", "google-chrome", "chromium-browser", "msedge")
 
 
 def build(
-    output: str | Path = "report",
+    output: AnyPath = "report",
     notebooks: Iterable[str] | None = None,
     dataset: str = "auto",
     quick: bool = False,
     author: str | None = None,
     code: str = "fold",
-    notebooks_dir: str | Path | None = None,
+    notebooks_dir: AnyPath | None = None,
     recipe: str | None = None,
     to: str = "html",
 ) -> Path:
-    """Execute the notebooks, write the report and return its file; the notebooks themselves stay as they are.
+    """Execute the notebooks, write the report and return its file; the notebooks don't change.
 
-    ``notebooks`` chooses by number or name; ``code`` is "fold", "hide" or "show"; ``recipe`` goes to the notebooks that
-    have such a parameter. ``to`` is "html" (``output/index.html``), "pdf" (``output/report.pdf``, printed from that
-    page) or "markdown" (``output/report.md``). A notebook that fails is marked in the report. Raises ReportError at the
-    end, when the report is written, if any failed; at once if it cannot be made.
+    ``notebooks`` chooses by number or name; ``code`` is "fold", "hide" or "show"; ``recipe`` goes
+    to the notebooks that have such a parameter. ``to`` is "html" (``output/index.html``) or "pdf"
+    (``output/report.pdf`` as well, printed from that page).
+
+    A notebook that fails is marked in the report, and ReportError is raised when the report is
+    written. ReportError is raised at once if no report can be made. Ctrl-C keeps the notebooks that
+    have run, and raises KeyboardInterrupt when the report is written.
     """
     one_of(("fold", "hide", "show"), "code", code)
-    one_of(("html", "pdf", "markdown"), "to", to)
-    paths, output = find_notebooks(notebooks_dir, notebooks), Path(output)
+    one_of(("html", "pdf"), "to", to)
+    paths = find_notebooks(notebooks_dir, notebooks)
+    output = user_path(output)
     if to == "pdf":
-        pdf("about:blank")  # what is missing is said now, not when the notebooks have run
+        pdf("about:blank")  # says now what is missing, not after the notebooks have run
     data = nnlib.load_dataset(dataset)
-    (output / "figures").mkdir(parents=True, exist_ok=True)  # or an error, before the notebooks run
-    # What was found once is asked for by name: no notebook tries the same download again.
-    parameters = {
+    figures = output / "figures"
+    figures.mkdir(parents=True, exist_ok=True)  # fails now if it can't be made
+    parameters: dict[str, Any] = {
+        # The data set by name: notebooks must not try a download that has just failed.
         "dataset": "cifar10" if data.source.startswith("cifar10") else "standin",
         "quick": quick,
     }
-    parameters |= {"recipe": one_of(RECIPES, "recipe", recipe)} if recipe else {}
-    figures, pages = {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())}, list[Page]()
-    for number, path in enumerate(paths, start=1):
-        label = f"[{number}/{len(paths)}] {path.stem}"
-        try:
-            pages.append(page := execute(path, parameters, figures, label))
-        except KeyboardInterrupt:
-            if not pages:
-                raise
-            break
-        print(
-            f"{label}: failed in {page.error}" if page.error else f"{label}: {page.seconds:.0f} s",
-            flush=True,
-        )
-    facts = {"Author": author, "Recipe asked for": recipe} | _facts(pages, quick, data)
-    lacking = (
-        f"interrupted after {len(pages)} of {len(paths)} notebooks"
-        if len(pages) < len(paths)
-        else ""
-    )
-    target = _write(merge(pages, facts | {"Incomplete": lacking}, code), output, to)
-    if lacking:
-        raise KeyboardInterrupt(f"{target}: {lacking}")
-    if failed := [f"{page.name}, {page.error}" for page in pages if page.error]:
-        raise ReportError(
-            f"{target}: {len(failed)} of {len(pages)} notebooks failed: {'; '.join(failed)}."
-        )
+    if recipe:
+        parameters["recipe"] = one_of(RECIPES, "recipe", recipe)
+    pages = _run_all(paths, parameters, {"NNLIB_FIGURES_DIR": str(figures.resolve())})
+    missing = ""
+    if len(pages) < len(paths):
+        missing = f"interrupted after {len(pages)} of {len(paths)} notebooks"
+    facts = {
+        "Author": author,
+        "Recipe asked for": recipe,
+        **_facts(pages, quick, data),
+        "Incomplete": missing,
+    }
+    target = _write(merge(pages, facts, code), output, to)
+    if missing:
+        raise KeyboardInterrupt(f"{target}: {missing}")
+    failed = [f"{page.name}, {page.error}" for page in pages if page.error]
+    if failed:
+        count = f"{len(failed)} of {len(pages)} notebooks failed"
+        raise ReportError(f"{target}: {count}: {'; '.join(failed)}.")
     return target
 
 
-def _facts(pages: list[Page], quick: bool, data: nnlib.Dataset) -> dict[str, Any]:
-    settings = " at quick settings: the numbers are those of a short run" if quick else ""
+def _run_all(paths: list[Path], parameters: dict[str, Any], env: dict[str, str]) -> list[Page]:
+    """Execute the notebooks, and return the pages; Ctrl-C ends it after the first, with fewer."""
+    pages: list[Page] = []
+    for number, path in enumerate(paths, start=1):
+        label = f"[{number}/{len(paths)}] {path.stem}"
+        try:
+            page = execute(path, parameters, env, label)
+        except KeyboardInterrupt:
+            if not pages:  # there is nothing to report
+                raise
+            return pages
+        pages.append(page)
+        result = f"failed in {page.error}" if page.error else f"{page.seconds:.0f} s"
+        print(f"{label}: {result}", flush=True)
+    return pages
+
+
+def _facts(pages: list[Page], quick: bool, data: Dataset) -> dict[str, Any]:
+    """Return what the title page's table says of this run."""
+    minutes = sum(page.seconds for page in pages) / 60
+    run_time = f"{minutes:.1f} minutes, {len(pages)} notebooks"
+    if quick:
+        run_time += " at quick settings: the numbers are those of a short run"
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))
-    took = (
-        f"{sum(page.seconds for page in pages) / 60:.1f} minutes, {len(pages)} notebooks{settings}"
-    )
-    facts = {"Date": f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}", "Run time": took}
-    facts |= {"Data": f"{data.source}. {data.note}".strip(" ."), "Fingerprint": data.fingerprint}
-    facts["Software"] = f"nnlib {nnlib.__version__}, Python {platform.python_version()}, {packages}"
-    return facts | {
-        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    software = f"nnlib {nnlib.__version__}, Python {platform.python_version()}, {packages}"
+    return {
+        "Date": f"{datetime.now().astimezone():%d %B %Y, %H:%M %Z}",
+        "Run time": run_time,
+        "Data": f"{data.source}. {data.note}".strip(" ."),
+        "Fingerprint": data.fingerprint,
+        "Software": software,
+        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
     }
 
 
 def merge(pages: list[Page], facts: dict[str, Any], code: str = "fold") -> NotebookNode:
-    """Return one notebook with the cells of all ``pages``, which knows what its title page says."""
-    merged = v4.new_notebook(
-        cells=[cell for number, page in enumerate(pages) for cell in _numbered(page, number)]
-    )
-    listed = [
-        vars(p) | {"notebook": None, "title": p.title, "results": RESULT.findall(p.printed())}
-        for p in pages
-    ]
+    """Return one notebook with the cells of all ``pages``.
+
+    Its metadata has what the template reads: ``facts`` for the title page, the pages' names, titles
+    and results, and how ``code`` is shown.
+    """
+    cells: list[NotebookNode] = []
+    entries = []
+    for number, page in enumerate(pages):
+        cells += _numbered(page, number)
+        entry = {
+            "name": page.name,
+            "title": page.title,
+            "seconds": page.seconds,
+            "error": page.error,
+            "results": RESULT.findall(page.printed()),
+        }
+        entries.append(entry)
+    merged = v4.new_notebook(cells=cells)
     merged.metadata = from_dict(
-        {"facts": facts, "pages": listed, "code": code, "language_info": {"name": "python"}}
+        {"facts": facts, "pages": entries, "code": code, "language_info": {"name": "python"}}
     )
     return merged
 
 
 def _write(merged: NotebookNode, output: Path, to: str) -> Path:
-    if to == "markdown":
-        text, files = export(merged, MarkdownExporter)
-        return Path(FilesWriter(build_directory=str(output)).write(text, files, "report"))
-    page = write_text(output / "index.html", export(merged)[0])
-    if to == "pdf":
-        return write_atomically(
-            output / "report.pdf", lambda file: file.write(pdf(page.resolve().as_uri()))
-        )
-    return page
+    page = write_text(output / "index.html", export(merged))
+    if to == "html":
+        return page
+    return write_bytes(output / "report.pdf", pdf(page.resolve().as_uri()))
 
 
-def export(merged: NotebookNode, exporter: Any = HTMLExporter) -> tuple[str, Any]:
-    """Return the text of what ``merge`` made, and the files that go with it, as nbconvert's writers want them."""
-    folder, files = (
-        Path(__file__).parent / "templates",
-        {"output_files_dir": "report_files", "unique_key": "report"},
-    )
-    return exporter(
-        template_name="nnlib", extra_template_basedirs=[str(folder)]
-    ).from_notebook_node(merged, files)
+def export(merged: NotebookNode) -> str:
+    """Return what ``merge`` made as an HTML page."""
+    templates = Path(__file__).parent / "templates"
+    exporter = HTMLExporter(template_name="nnlib", extra_template_basedirs=[str(templates)])
+    html, _ = exporter.from_notebook_node(merged)
+    return html
 
 
 def pdf(address: str) -> bytes:
-    """Return the page at ``address``, printed by Chromium. Raises ReportError, which says what to install."""
-    remedy = "pip install playwright, and install Chromium or Chrome, or let `playwright install chromium` fetch one"
-    found = next(
-        filter(
-            None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "msedge"))
-        ),
-        None,
+    """Return the page at ``address``, printed by Chromium.
+
+    Raises ReportError, which says what to install, if Playwright or Chromium is missing.
+    """
+    remedy = (
+        "pip install playwright, and install Chromium or Chrome, "
+        "or let `playwright install chromium` fetch one"
     )
     try:
         from playwright.sync_api import sync_playwright
-
-        with sync_playwright() as driver, driver.chromium.launch(executable_path=found) as browser:
+    except ImportError:
+        raise ReportError(f"to: pdf needs Playwright: {remedy}.") from None
+    path = _browser()
+    try:
+        with sync_playwright() as driver, driver.chromium.launch(executable_path=path) as browser:
             page = browser.new_page()
             page.goto(address)
             return page.pdf(prefer_css_page_size=True, print_background=True, outline=True)
-    except ImportError:
-        raise ReportError(f"to: pdf needs Playwright: {remedy}.") from None
-    except Exception as error:  # Playwright's own, or a plain one where its driver cannot start
+    except Exception as error:  # Playwright's own, or a plain one if its driver can't start
         said = str(error).strip().partition("\n")[0]
-        raise ReportError(
-            f"to: pdf needs Chromium, which did not print ({said}): {remedy}."
-        ) from None
+        problem = f"to: pdf needs Chromium, which did not print ({said})"
+        raise ReportError(f"{problem}: {remedy}.") from None
+
+
+def _browser() -> str | None:
+    """Return the path of a Chromium on this machine; None lets Playwright use its own."""
+    for name in BROWSERS:
+        found = shutil.which(name)
+        if found:
+            return found
+    return None
 
 
 def _numbered(page: Page, number: int) -> list[NotebookNode]:
-    """Tell each cell its page, and each picture its number, after that of the notebook, and its caption."""
-    figures, digits = 0, re.match(r"\d+", page.name)
+    """Write each cell's page into its metadata, and each picture's figure number and caption.
+
+    Figures are numbered within their notebook: Figure 3.2 is the second one of notebook 03.
+    """
+    digits = re.match(r"\d+", page.name)
     chapter = int(digits[0]) if digits else number + 1
+    figures = 0
     for index, cell in enumerate(page.notebook.cells):
         cell.id = f"{page.name}-{index}"[:64]
         cell.metadata.page = number
         for output in cell.get("outputs", []):
-            if {"image/png", "image/svg+xml"} & set(output.get("data", {})):
+            data = output.get("data", {})
+            if "image/png" in data or "image/svg+xml" in data:
                 figures += 1
-                alt = output.metadata.get("image/png", {}).get("alt") or cell.metadata.get(
-                    "alt", ""
-                )
-                output.metadata.figure = {"number": f"{chapter}.{figures}", "caption": alt}
+                alt = output.metadata.get("image/png", {}).get("alt")
+                caption = alt or cell.metadata.get("alt", "")
+                output.metadata.figure = {"number": f"{chapter}.{figures}", "caption": caption}
     return list(page.notebook.cells)
 
 
 class Typesetting(preprocessors.Preprocessor):
-    """Sets text and mathematics as HTML, where the template looks for it, and collects the list of contents."""
+    """Turns text and mathematics into HTML for the template, and collects the contents list."""
 
     def preprocess(self, nb: NotebookNode, resources: Any) -> tuple[NotebookNode, Any]:
         """Return ``nb``, prepared; a single notebook becomes a report of one page."""
         if "pages" not in nb.metadata:
             nb = merge([Page(resources["metadata"]["name"], nb, 0.0)], {})
-        pages, contents = [page.name for page in nb.metadata.pages], list[list[Any]]()
+        names = [page.name for page in nb.metadata.pages]
+        contents: list[list[Any]] = []
         for cell in nb.cells:
             renderer = Renderer(
-                pages[cell.metadata.page], pages, contents, attachments=cell.get("attachments", {})
+                names[cell.metadata.page],
+                names,
+                contents,
+                attachments=cell.get("attachments", {}),
             )
+            markdown = MarkdownWithMath(renderer=renderer)
             if cell.cell_type == "markdown":
-                cell.metadata.html = MarkdownWithMath(renderer=renderer).render(cell.source)
+                cell.metadata.html = markdown.render(cell.source)
             for output in cell.get("outputs", []):
-                for kind in {"text/latex", "text/markdown"} & set(output.get("data", {})):
-                    output.metadata.html = MarkdownWithMath(renderer=renderer).render(
-                        output.data[kind]
-                    )
+                for kind in ("text/latex", "text/markdown"):
+                    if kind in output.get("data", {}):
+                        output.metadata.html = markdown.render(output.data[kind])
         nb.metadata.contents = contents
         return nb, resources
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """Return LaTeX as MathML, which browsers draw without a script; what cannot be read is shown as it stands."""
+    """Return LaTeX as MathML, which browsers draw without a script.
+
+    LaTeX that can't be converted is returned as code.
+    """
     try:
         found = str(convert(_replace(latex, SYNONYMS), display=display))
     except Exception:  # latex2mathml raises errors of many kinds, IndexError among them
@@ -233,20 +280,28 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 def _replace(text: str, table: dict[str, str]) -> str:
-    return reduce(lambda changed, pair: changed.replace(*pair), table.items(), text)
+    for old, new in table.items():
+        text = text.replace(old, new)
+    return text
 
 
 class Renderer(IPythonRenderer):
-    """Markdown to HTML: mathematics as MathML, headings with addresses unique in the report, links that stay in it."""
+    """Markdown to HTML for a page of the report.
+
+    Mathematics becomes MathML, headings get addresses that are unique in the report, and links to
+    other notebooks lead to their pages in it.
+    """
 
     def __init__(self, page: str, pages: list[str], contents: list[list[Any]], **options: Any):
         super().__init__(escape=False, **options)
-        self.page, self.pages, self.contents = page, pages, contents
+        self.page = page
+        self.pages = pages
+        self.contents = contents  # of the whole report: page, level, address and text of headings
 
     def block_math(self, body: str) -> str:
         return mathml(body.strip("$"), "block")
 
-    multiline_math = block_math  # type: ignore[assignment]  # only the name of the argument differs
+    multiline_math = block_math  # type: ignore[assignment]  # only the argument's name differs
 
     def latex_environment(self, name: str, body: str) -> str:
         return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
@@ -255,17 +310,23 @@ class Renderer(IPythonRenderer):
         return mathml(body)
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
-        address = f"{self.page}--" + re.sub(r"\W+", "-", re.sub(r"<[^>]+>", "", text)).strip("-")
-        while address in (entry[2] for entry in self.contents):
+        plain = re.sub(r"<[^>]+>", "", text)
+        address = f"{self.page}--" + re.sub(r"\W+", "-", plain).strip("-")
+        taken = [entry[2] for entry in self.contents]
+        while address in taken:
             address += "-"
         self.contents.append([self.page, level, address, text])
         return f'<h{level} id="{address}">{text}</h{level}>\n'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         file, _, place = url.partition("#")
-        target = Path(file).stem if file.endswith(".ipynb") else "" if file else self.page
-        if target in self.pages:
-            url = f"#{target}--{place}" if place else f"#{target}"
-        elif target:
-            return text  # a notebook that is not in this report
-        return str(super().link(text, url, title))
+        if file.endswith(".ipynb"):
+            page = Path(file).stem
+            if page not in self.pages:
+                return text  # a notebook that is not in this report
+        elif file:
+            return str(super().link(text, url, title))
+        else:
+            page = self.page
+        address = f"#{page}--{place}" if place else f"#{page}"
+        return str(super().link(text, address, title))

@@ -1,7 +1,8 @@
-"""A search on a Dask cluster: the images travel to each worker once, the states of trials with their futures.
+"""A search on a Dask cluster: each worker gets the images once, and a trial's state with each call.
 
-Nothing but the network is shared. A worker that joins later is sent the images too; the trials of one that is lost go
-to the others. Needs ``pip install "dask[distributed]"``, and nnlib on every machine.
+The machines share nothing but the network. A worker that joins later is sent the images too, and
+the trials of a lost worker go to the others. Every machine needs nnlib and
+``pip install "dask[distributed]"``.
 """
 
 from collections.abc import Callable
@@ -17,51 +18,57 @@ from nnlib.errors import NNLibError
 
 
 class Images(WorkerPlugin):
-    """The data set, as each worker keeps it: arrays, for the file that they came from may be on another machine."""
+    """The data set as each worker keeps it.
+
+    It travels as arrays, because its files may be on another machine.
+    """
 
     def __init__(self, data: Dataset) -> None:
-        self.data, self.name = replace(data), f"nnlib-{data.fingerprint}"
+        self.data = replace(data)
+        self.name = f"nnlib-{data.fingerprint}"
 
 
 class DaskExecutor(Executor):
-    """Runs ``fn(data, ...)`` on the workers of a cluster, each with its own copy of ``data``, until it is left.
+    """Runs ``fn(data, ...)`` on the workers of a cluster, each with its own copy of ``data``.
 
-    ``client`` is a ``dask.distributed.Client``, or the address of a scheduler; NNLibError if none answers there.
+    ``client`` is a ``dask.distributed.Client``, or the address of a scheduler. Raises NNLibError
+    if no scheduler answers there.
     """
 
     def __init__(self, client: Any, data: Dataset) -> None:
-        self.own, self.client, self.images = isinstance(client, str), client, Images(data)
-        if self.own:
-            try:
-                self.client = Client(client, timeout=10)  # type: ignore[no-untyped-call]
-            except (OSError, ValueError) as error:
-                remedy = "Start one with `dask scheduler`, and name the address that it prints."
-                raise NNLibError(
-                    f"executor: no scheduler answers at {client!r} ({error}). {remedy}"
-                ) from None
+        self.own = isinstance(client, str)  # then the connection is made and closed here
+        self.client = _connect(client) if self.own else client
+        self.images = Images(data)
         self.client.register_plugin(self.images)
-        self.executor = self.client.get_executor(
-            pure=False
-        )  # the same call twice is to be run twice
+        # Calls with equal arguments are different runs: Dask must not merge them.
+        self.executor = self.client.get_executor(pure=False)
 
     @property
     def _max_workers(self) -> int:
-        """How many trials the workers that are there now can train at a time; if there are none yet, one may wait."""
+        """How many trials the present workers can train at once; at least 1, which then waits."""
         return max(sum(self.client.nthreads().values()), 1)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        with dask.config.set(
-            {"distributed.admin.large-graph-warning-threshold": "1GB"}
-        ):  # a state is large
+        # A trial's state is large; Dask would warn of that at each call.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}):
             return self.executor.submit(with_images, self.images.name, fn, *args[1:], **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let the workers forget the images, and close the connection if it was made here."""
+        """Remove the images from the workers, and close the connection if it was made here."""
         self.client.unregister_worker_plugin(self.images.name)
         if self.own:
             self.client.close()
 
 
+def _connect(address: str) -> Any:
+    try:
+        return Client(address, timeout=10)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        problem = f"no scheduler answers at {address!r} ({error})"
+        remedy = "Start one with `dask scheduler`, and use the address that it prints."
+        raise NNLibError(f"executor: {problem}. {remedy}") from None
+
+
 def with_images(name: str, fn: Callable[..., Any], *args: Any) -> Any:
-    """Call ``fn`` on a worker with the images that it keeps."""
+    """Call ``fn`` on a worker, with the images that the worker keeps."""
     return fn(get_worker().plugins[name].data, *args)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a search found: a record of every trial, its winners, which differences are noise, and where to look next."""
+"""What a search found: a record of every trial, the winners, the ties, and where to look next."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from nnlib.errors import CheckpointError, NNLibError
-from nnlib.files import write_text
+from nnlib.files import AnyPath, user_path, write_text
 from nnlib.searching.spaces import Range, Settings, make_study
 from nnlib.training.hyperparameters import Hyperparameters
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Trial:
-    """One setting and what came of it. ``status`` is complete, pruned (stopped early), diverged or failed.
+    """One setting and its results.
 
-    ``valid_accuracy`` is the highest and ``valid_loss`` the lowest of all epochs; ``best_epoch`` is that of the better
-    weights by ``select_by``; ``seconds`` are those of training and validation.
+    ``status`` is complete, pruned (stopped early), diverged or failed. ``valid_accuracy`` is the
+    highest and ``valid_loss`` the lowest of all epochs; ``best_epoch`` is the epoch with the better
+    weights by ``select_by``; ``seconds`` is the time of training and validation.
     """
 
     number: int
@@ -42,7 +43,7 @@ class Trial:
 
     @property
     def setting(self) -> tuple[tuple[str, Any], ...]:
-        """What trials that differ in their seed alone have in common."""
+        """The settings without the seed: equal for trials that differ in their seed alone."""
         return tuple((name, value) for name, value in self.settings.items() if name != "seed")
 
     def merit(self, select_by: str) -> float:
@@ -52,7 +53,10 @@ class Trial:
 
 @dataclass(repr=False)
 class SearchResults:
-    """All trials of a search by number, and what was asked; shown as text, it names the winners and what to doubt."""
+    """All trials of a search, sorted by number, and the question that it answers.
+
+    Its text names the winners, the ties, and values on the border of the space.
+    """
 
     base: Hyperparameters
     data: dict[str, Any]  # source, fingerprint, valid_images
@@ -64,14 +68,13 @@ class SearchResults:
     interrupted: bool = field(default=False, compare=False)  # by Ctrl-C
 
     def add(self, trial: Trial) -> None:
-        """Put a trial in its place, instead of an earlier record of it."""
-        self.trials = sorted(
-            [t for t in self.trials if t.number != trial.number] + [trial], key=lambda t: t.number
-        )
+        """Insert a trial by its number; an earlier record of it is replaced."""
+        others = [t for t in self.trials if t.number != trial.number]
+        self.trials = sorted([*others, trial], key=lambda t: t.number)
 
     @property
     def best(self) -> Trial:
-        """The best complete trial by ``base.select_by``, as ``best_by`` finds it."""
+        """The best complete trial by ``base.select_by``, see ``best_by``."""
         return self.best_by(self.base.select_by)
 
     @property
@@ -80,145 +83,178 @@ class SearchResults:
         return self.base.replace(**self.best.settings)
 
     def best_by(self, select_by: str) -> Trial:
-        """Return the best trial of the setting that is best in the mean over its seeds.
+        """Return the best trial of the best setting; settings compare by the mean over their seeds.
 
-        ``select_by`` is ``"valid_accuracy"`` or ``"valid_loss"``. Raises NNLibError if no trial is complete.
+        ``select_by`` is ``"valid_accuracy"`` or ``"valid_loss"``. Raises NNLibError if no setting
+        is complete.
         """
-        return max(self._ranked(select_by)[0], key=lambda t: t.merit(select_by))
+        best_setting = self._ranked(select_by)[0]
+        return max(best_setting, key=lambda t: t.merit(select_by))
+
+    def _complete(self) -> list[list[Trial]]:
+        """Return the trials of each setting whose trials are all complete."""
+        groups = by_setting(self.trials)
+        return [group for group in groups if all(t.status == "complete" for t in group)]
 
     def _ranked(self, select_by: str) -> list[list[Trial]]:
-        """Return the trials of each setting with complete ones only, the settings by falling merit."""
-        settings = [s for s in by_setting(self.trials) if all(t.status == "complete" for t in s)]
-        if not settings:
-            reasons = (
-                "the reasons stand in results.trials[i].error, and in its directory's results.json"
+        """Return the trials of each complete setting, the best setting first."""
+        groups = self._complete()
+        if not groups:
+            raise NNLibError(
+                "search: no trial is complete; the reasons are in results.trials[i].error "
+                "and in results.json in the search's directory."
             )
-            raise NNLibError(f"search: no trial is complete; {reasons}.")
-        return sorted(settings, key=lambda s: -mean_merit(s, select_by))
+        return sorted(groups, key=lambda group: -mean_merit(group, select_by))
 
     @property
     def noise(self) -> float:
-        """1.96 standard errors of the best accuracy p: sqrt(p (1 - p) / N) for the N validation images."""
+        """1.96 standard errors of the best accuracy p: 1.96·√(p(1-p)/N) for N validation images."""
         p = mean_merit(self._ranked("valid_accuracy")[0], "valid_accuracy")
         return 1.96 * math.sqrt(p * (1 - p) / self.data["valid_images"])
 
     @property
     def ties(self) -> list[Trial]:
-        """The best by accuracy and one trial of each setting whose accuracy is less than ``noise`` below, best first.
+        """One trial of each setting whose accuracy is less than ``noise`` below the best one.
 
-        Another draw of validation images could turn their order around.
+        The best setting comes first. Other validation images could change their order.
         """
-        best, *others = self._ranked("valid_accuracy")
-        lowest = mean_merit(best, "valid_accuracy") - self.noise
-        tied = [best, *(s for s in others if mean_merit(s, "valid_accuracy") > lowest)]
-        return [max(s, key=lambda t: t.valid_accuracy) for s in tied]
+        ranked = self._ranked("valid_accuracy")
+        lowest = mean_merit(ranked[0], "valid_accuracy") - self.noise
+        tied = ranked[:1]  # also where the noise is 0
+        for group in ranked[1:]:
+            if mean_merit(group, "valid_accuracy") > lowest:
+                tied.append(group)
+        return [max(group, key=lambda t: t.valid_accuracy) for group in tied]
 
     @property
     def hints(self) -> list[str]:
-        """A sentence for each number whose best value lies on the border of what was searched."""
-        limits = {
-            f.name: f.metadata["range"] for f in fields(Hyperparameters) if "range" in f.metadata
-        }
+        """One hint for each number whose best value lies on the border of its list or range."""
+        limits = _limits()
         found = []
-        for name in [n for n in self.space if n in limits and n != "seed"]:
-            values, at, (lowest, highest) = self.space[name], self.best.settings[name], limits[name]
-            is_range = isinstance(values, Range)
-            low, high = (values.low, values.high) if is_range else (min(values), max(values))
-            place = values.place(at) if is_range else (at > low) if at in (low, high) else 0.5
-            found += [f"widen {name} above {high:g}"] if place > 0.95 and high < highest else []
-            found += [f"widen {name} below {low:g}"] if place < 0.05 and lowest < low < high else []
+        for name, values in self.space.items():
+            if name == "seed" or name not in limits:
+                continue
+            lowest, highest = limits[name]
+            best = self.best.settings[name]
+            if isinstance(values, Range):
+                low, high = values.low, values.high
+                at_bottom = values.place(best) < 0.05
+                at_top = values.place(best) > 0.95
+            else:
+                low, high = min(values), max(values)
+                at_bottom = best == low
+                at_top = best == high
+            # A single value has no border, and nothing lies beyond the field's own limits.
+            if at_top and low < high < highest:
+                found.append(f"widen {name} above {high:g}")
+            if at_bottom and lowest < low < high:
+                found.append(f"widen {name} below {low:g}")
         return found
 
     def importance(self) -> dict[str, float]:
-        """Return each hyperparameter's share in reaching the best quarter, largest first (Watanabe et al. 2023).
+        """Return each hyperparameter's share in reaching the best quarter, largest first.
 
-        Trials that have been pruned count with what they reached. Needs at least four trials.
+        The method is PED-ANOVA (Watanabe et al. 2023). Pruned trials count with what they reached.
+        Needs at least four trials.
         """
         import optuna
 
-        ended = [
-            (t.settings, t.merit(self.base.select_by))
-            for t in self.trials
-            if t.status in ("complete", "pruned")
-        ]
+        ended = []
+        for trial in self.trials:
+            if trial.status in ("complete", "pruned"):
+                ended.append((trial.settings, trial.merit(self.base.select_by)))
+        varied = {}
+        for name, values in self.space.items():
+            if isinstance(values, Range) or len(values) > 1:
+                varied[name] = values
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-        study = make_study(
-            {n: v for n, v in self.space.items() if isinstance(v, Range) or len(v) > 1}, ended
-        )
+        study = make_study(varied, ended)
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """Return one row a trial: its number, its settings, status, best validation accuracy and loss, cost."""
+        """Return one row per trial: number, settings, status, best accuracy and loss, cost."""
         import pandas as pd
 
         measured = ("status", "valid_accuracy", "valid_loss", "best_epoch", "epochs", "seconds")
-        rows = [
-            {"trial": t.number, **t.settings} | {m: getattr(t, m) for m in measured}
-            for t in self.trials
-        ]
+        rows = []
+        for trial in self.trials:
+            values = {name: getattr(trial, name) for name in measured}
+            rows.append({"trial": trial.number, **trial.settings, **values})
         return pd.DataFrame(rows)
 
     def mean_over_seeds(self) -> "pd.DataFrame":
-        """Return one row a setting: seeds, mean and standard deviation of accuracy and loss, seconds in all."""
-        table = self.to_dataframe()
-        names = list(dict(self.trials[0].setting)) if self.trials else []
-        figures = {
-            f"{m}_{how}": (m, how)
-            for m in ("valid_accuracy", "valid_loss")
-            for how in ("mean", "std")
-        }
-        rows = table.groupby(names, sort=False).agg(
-            seeds=("trial", "size"), **figures, seconds=("seconds", "sum")
-        )
-        return rows.reset_index().sort_values(
-            "valid_accuracy_mean", ascending=False, ignore_index=True
-        )
+        """Return one row per setting: seeds, mean and spread of accuracy and loss, total seconds.
+
+        The spread is the standard deviation over the seeds. The best mean accuracy comes first.
+        """
+        names = [name for name, _ in self.trials[0].setting] if self.trials else []
+        groups = self.to_dataframe().groupby(names, sort=False)
+        table = groups.agg(
+            seeds=("trial", "size"),
+            valid_accuracy_mean=("valid_accuracy", "mean"),
+            valid_accuracy_std=("valid_accuracy", "std"),
+            valid_loss_mean=("valid_loss", "mean"),
+            valid_loss_std=("valid_loss", "std"),
+            seconds=("seconds", "sum"),
+        ).reset_index()
+        return table.sort_values("valid_accuracy_mean", ascending=False, ignore_index=True)
 
     def identity(self) -> dict[str, Any]:
-        """Return, as JSON would, all that two calls of the same search have in common."""
+        """Return what two calls of the same search have in common, as JSON reads it back."""
         asked = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("trials", "interrupted")
+            "base": self.base.to_dict(),
+            "data": self.data,
+            "method": self.method,
+            "space": self.space,
+            "seed": self.seed,
+            "seeds": self.seeds,
         }
-        return json.loads(json.dumps(asked | {"base": self.base.to_dict()}, default=vars))
+        return json.loads(json.dumps(asked, default=vars))  # vars turns a Range into its fields
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything, histories included, to ``path`` as JSON, one line a trial, atomically."""
+    def save(self, path: AnyPath) -> Path:
+        """Write everything, histories included, to ``path`` as JSON, one line per trial.
+
+        The file is written whole or not at all. Raises CheckpointError if it can't be written.
+        """
+        asked = json.dumps(self.identity())
         trials = ",\n".join(json.dumps(vars(t)) for t in self.trials)
-        return write_text(path, f'{json.dumps(self.identity())[:-1]}, "trials": [\n{trials}\n]}}\n')
+        text = asked.removesuffix("}") + f', "trials": [\n{trials}\n]}}\n'
+        return write_text(user_path(path), text)
 
     def __repr__(self) -> str:
         counts = Counter(t.status for t in self.trials)
         text = ", ".join(f"{n} {status}" for status, n in counts.items())
+        count = f"{len(self.trials)} trials ({text})"
         seconds = sum(t.seconds for t in self.trials)
-        lines = [
-            f"SearchResults ({self.method}): {len(self.trials)} trials ({text}), {seconds:.0f} s of training"
-        ]
-        if counts["complete"]:
-            lines += [
-                f"best by {by}: {describe(self.best_by(f'valid_{by}'))}"
-                for by in ("accuracy", "loss")
-            ]
-            noise = (
-                f"the noise of {self.data['valid_images']:,} validation images, ±{self.noise:.4f}"
-            )
-            lines += [
-                f"settings that tie with the best accuracy, within {noise}: {len(self.ties) - 1}"
-            ]
-            lines += [
-                f"{hint}: the best value lies on the border of what was searched"
-                for hint in self.hints
-            ]
+        lines = [f"SearchResults ({self.method}): {count}, {seconds:.0f} s of training"]
+        if not self._complete():
+            return lines[0]
+        lines.append(f"best by accuracy: {describe(self.best_by('valid_accuracy'))}")
+        lines.append(f"best by loss: {describe(self.best_by('valid_loss'))}")
+        noise = f"the noise of {self.data['valid_images']:,} validation images, ±{self.noise:.4f}"
+        ties = len(self.ties) - 1
+        lines.append(f"settings that tie with the best accuracy, within {noise}: {ties}")
+        for hint in self.hints:
+            lines.append(f"{hint}: the best value lies on the border of what was searched")
         return "\n".join(lines)
+
+
+def _limits() -> dict[str, tuple[float, float]]:
+    """Return the least and the greatest value that each numeric hyperparameter may have."""
+    found = {}
+    for f in fields(Hyperparameters):
+        if "range" in f.metadata:
+            found[f.name] = f.metadata["range"]
+    return found
 
 
 def describe(trial: Trial) -> str:
     """Return a trial as a line of text."""
-    settings = ", ".join(
-        f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in trial.settings.items()
-    )
-    return f"accuracy {trial.valid_accuracy:.4f}, loss {trial.valid_loss:.4f} (trial {trial.number}: {settings})"
+    parts = []
+    for name, value in trial.settings.items():
+        parts.append(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}")
+    place = f"trial {trial.number}: {', '.join(parts)}"
+    return f"accuracy {trial.valid_accuracy:.4f}, loss {trial.valid_loss:.4f} ({place})"
 
 
 def by_setting(trials: Sequence[Trial]) -> list[list[Trial]]:
@@ -230,32 +266,40 @@ def by_setting(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 
 def mean_merit(trials: Sequence[Trial], select_by: str) -> float:
-    """Return the mean of what is larger for a better trial."""
+    """Return the mean of the trials' merits, which is larger for a better setting."""
     return fmean(t.merit(select_by) for t in trials)
 
 
-def load_results(path: str | Path) -> SearchResults:
-    """Return what ``save`` wrote to a file, or a search to its folder. Raises CheckpointError if it cannot be read."""
-    path = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+def load_results(path: AnyPath) -> SearchResults:
+    """Return the results in a file that ``save`` wrote, or in the directory of a search.
+
+    Raises CheckpointError if they can't be read.
+    """
+    path = user_path(path)
+    if path.is_dir():
+        path = path / "results.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        settings = [
-            {name: _tuple(value) for name, value in t["settings"].items()}
-            for t in document["trials"]
-        ]
-        document["trials"] = [
-            Trial(**t | {"settings": s}) for t, s in zip(document["trials"], settings, strict=True)
-        ]
-        for name, values in document["space"].items():
-            document["space"][name] = (
-                Range(**values) if isinstance(values, dict) else [*map(_tuple, values)]
-            )
-        return SearchResults(**document | {"base": Hyperparameters.from_dict(document["base"])})
+        return _from_document(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: it does not hold the results of a search ({error})."
-        ) from None
+        problem = f"these are not the results of a search ({error})"
+        raise CheckpointError(f"{path}: {problem}.") from None
+
+
+def _from_document(document: dict[str, Any]) -> SearchResults:
+    trials = []
+    for record in document.pop("trials"):
+        settings = {name: _tuple(value) for name, value in record.pop("settings").items()}
+        trials.append(Trial(settings=settings, **record))
+    space: dict[str, Any] = {}
+    for name, values in document.pop("space").items():
+        if isinstance(values, dict):
+            space[name] = Range(**values)
+        else:
+            space[name] = [_tuple(value) for value in values]
+    base = Hyperparameters.from_dict(document.pop("base"))
+    return SearchResults(base=base, trials=trials, space=space, **document)
 
 
 def _tuple(value: Any) -> Any:
+    """Return a list as the tuple that it was before JSON."""
     return tuple(value) if isinstance(value, list) else value

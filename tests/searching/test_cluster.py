@@ -1,4 +1,4 @@
-"""The search on a Dask cluster of its own processes: the same results, no shared folder, a killed worker included."""
+"""The search on a Dask cluster on this machine: the same results without a shared folder."""
 
 import json
 import os
@@ -11,11 +11,10 @@ import time
 import pytest
 
 import nnlib
-from nnlib.searching.search import search
+from nnlib.searching import search
 
-pytest.importorskip(
-    "distributed", reason="the cluster is optional: pip install 'dask[distributed]'"
-)
+OPTIONAL = "the cluster is optional: pip install 'dask[distributed]'"
+pytest.importorskip("distributed", reason=OPTIONAL)
 
 BASE = nnlib.Hyperparameters(hidden_sizes=(8,), epochs=9, batch_size=20, momentum=0.9)
 SPACE = {
@@ -37,15 +36,8 @@ class Cluster:
 
     def __init__(self, folder, n_workers):
         self.folder, self.processes, self.workers = folder, [], []
-        self.start(
-            "scheduler",
-            "--port",
-            "0",
-            "--dashboard-address",
-            ":0",
-            "--scheduler-file",
-            "scheduler.json",
-        )
+        options = ["--port", "0", "--dashboard-address", ":0"]
+        self.start("scheduler", *options, "--scheduler-file", "scheduler.json")
         end = time.monotonic() + 60
         while not (folder / "scheduler.json").exists():
             assert time.monotonic() < end, "the scheduler did not start"
@@ -58,15 +50,11 @@ class Cluster:
         code = f"import sys; from distributed.cli.dask_{what} import main; main(sys.argv[1:])"
         folder = self.folder / f"process-{len(self.processes)}" if what == "worker" else self.folder
         folder.mkdir(exist_ok=True)
-        env = os.environ | {
-            "TMPDIR": str(folder),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        env = os.environ | threads | {"TMPDIR": str(folder)}
+        command = [sys.executable, "-c", code, *options]
         with (self.folder / f"{what}-{len(self.processes)}.log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code, *options], cwd=folder, env=env, stdout=log, stderr=log
-            )
+            process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
         self.processes.append(process)
         return process
 
@@ -110,15 +98,14 @@ def test_halving_on_a_cluster_is_halving_here(cluster, data):
     assert close_to(here, there)
     assert sorted(t.epochs for t in there.trials) == [1] * 8 + [3] * 3 + [9]
     with Client(cluster.address) as client:
-        assert close_to(here, search(SPACE, data, BASE, "halving", executor=client, progress=False))
-        assert close_to(
-            here,
-            search(SPACE, data, BASE, "halving", executor=client.get_executor(), progress=False),
-        )
-        left = client.run(
-            lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("nnlib")]
-        )
-        assert [*left.values()] == [[], [], []]
+        for executor in (client, client.get_executor()):
+            there = search(SPACE, data, BASE, "halving", executor=executor, progress=False)
+            assert close_to(here, there)
+
+        def plugins(dask_worker):
+            return [name for name in dask_worker.plugins if name.startswith("nnlib")]
+
+        assert list(client.run(plugins).values()) == [[], [], []]
 
 
 def test_the_trials_of_a_killed_worker_move_elsewhere(cluster, data, tmp_path):
@@ -129,9 +116,8 @@ def test_the_trials_of_a_killed_worker_move_elsewhere(cluster, data, tmp_path):
     folder = tmp_path / "search"
 
     def look() -> None:
-        there.append(
-            search(SPACE, data, base, executor=cluster.address, directory=folder, progress=False)
-        )
+        where = {"executor": cluster.address, "directory": folder}
+        there.append(search(SPACE, data, base, progress=False, **where))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -141,9 +127,8 @@ def test_the_trials_of_a_killed_worker_move_elsewhere(cluster, data, tmp_path):
         while busy is None:  # in the middle: something is recorded, and this worker is at work
             assert time.monotonic() < end and thread.is_alive()
             if (folder / "results.json").exists():
-                busy = next(
-                    (worker for worker, tasks in client.processing().items() if tasks), None
-                )
+                working = [worker for worker, tasks in client.processing().items() if tasks]
+                busy = working[0] if working else None
         os.kill(pids[busy], signal.SIGKILL)
     thread.join(120)
     assert not thread.is_alive() and close_to(here, there[0])
@@ -156,13 +141,9 @@ def test_a_worker_that_comes_later_is_sent_the_images(tmp_path, data):
     later = threading.Timer(3, cluster.add_worker)
     try:
         later.start()
-        results = search(
-            {"l2": [0.0, 0.1]},
-            data,
-            BASE.replace(epochs=1),
-            executor=cluster.address,
-            progress=False,
-        )
+        base = BASE.replace(epochs=1)
+        address = cluster.address
+        results = search({"l2": [0.0, 0.1]}, data, base, executor=address, progress=False)
         assert [t.status for t in results.trials] == ["complete"] * 2
     finally:
         later.join()
@@ -170,9 +151,8 @@ def test_a_worker_that_comes_later_is_sent_the_images(tmp_path, data):
 
 
 def test_an_address_where_nobody_answers_is_named(data):
-    with pytest.raises(
-        nnlib.NNLibError, match=r"no scheduler answers at 'tcp://127.0.0.1:1' .* `dask scheduler`"
-    ):
+    words = r"no scheduler answers at 'tcp://127.0.0.1:1' .* `dask scheduler`"
+    with pytest.raises(nnlib.NNLibError, match=words):
         search(SPACE, data, BASE, executor="tcp://127.0.0.1:1", progress=False)
 
 
@@ -181,16 +161,7 @@ def test_the_command_searches_on_a_cluster(cluster, tmp_path, capsys):
 
     options = ["--data", "standin", "--train-images", "300", "--epochs", "1", "--hidden-sizes", "8"]
     vary = ["--vary", "learning_rate=0.001,0.01", "--seeds", "2"]
-    status = cli.run(
-        [
-            "search",
-            "--scheduler",
-            cluster.address,
-            "--directory",
-            str(tmp_path / "s"),
-            *vary,
-            *options,
-        ]
-    )
+    place = ["--scheduler", cluster.address, "--directory", str(tmp_path / "s")]
+    status = cli.run(["search", *place, *vary, *options])
     assert status == 0 and "best by loss: " in capsys.readouterr().out
     assert [t.status for t in nnlib.load_results(tmp_path / "s").trials] == ["complete"] * 4
