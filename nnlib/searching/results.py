@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from nnlib.errors import CheckpointError, NNLibError
+from nnlib.extras import need
 from nnlib.files import write_text
 from nnlib.searching.spaces import Range, Settings, make_study
 from nnlib.training.hyperparameters import Hyperparameters
@@ -134,6 +135,7 @@ class SearchResults:
 
         Trials that have been pruned count with what they reached. Needs at least four trials.
         """
+        need("search", "optuna")
         import optuna
 
         ended = [
@@ -149,6 +151,7 @@ class SearchResults:
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return one row a trial: its number, its settings, status, best validation accuracy and loss, cost."""
+        need("search", "pandas")
         import pandas as pd
 
         measured = ("status", "valid_accuracy", "valid_loss", "best_epoch", "epochs", "seconds")

@@ -22,6 +22,7 @@ from typing import Any
 
 from nnlib.data.dataset import Dataset
 from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, one_of
+from nnlib.extras import EXTRAS, need
 from nnlib.files import write_bytes
 from nnlib.searching.results import (
     SearchResults,
@@ -76,6 +77,7 @@ def search(
     ``n_trials``. Ctrl-C returns what there is. Raises HyperparameterError before the first trial for a space that is
     empty or has a value that is not allowed, CheckpointError if ``directory`` holds another search.
     """
+    need("search", *EXTRAS["search"])
     base = base or Hyperparameters()
     about = {
         "source": data.source,
