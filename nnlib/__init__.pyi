@@ -12,11 +12,11 @@ from .errors import (
 from .network.activations import ACTIVATIONS, Activation, register_activation
 from .network.gradcheck import check_gradients
 from .network.losses import softmax, softmax_cross_entropy
-from .network.mlp import MLP, join
+from .network.mlp import MLP
 from .network.saving import load_model, save_model
 from .searching.results import SearchResults, load_results
 from .searching.search import search
-from .searching.spaces import choice, integers, loguniform, uniform
+from .searching.spaces import integers, loguniform, uniform
 from .training.callbacks import Callback, Diagnostics
 from .training.evaluation import Evaluation, evaluate
 from .training.hyperparameters import RECIPES, Hyperparameters
@@ -45,12 +45,10 @@ __all__ = [
     "TrainingDiverged",
     "TrainingRun",
     "check_gradients",
-    "choice",
     "data",
     "evaluate",
     "find_learning_rate",
     "integers",
-    "join",
     "load_dataset",
     "load_model",
     "load_results",
