@@ -1,4 +1,4 @@
-# Everything here sets up .venv by itself: Python 3.11 or newer, make and a network are all that is needed.
+# Every target sets up .venv by itself. You need Python 3.11 or newer, make and an internet connection.
 PYTHON ?= python3
 WORKERS ?= 2
 ARGS ?=
@@ -6,7 +6,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TEMPLATES := $(VENV)/share/jupyter/nbconvert/templates# where nbconvert looks; an install with -e leaves nothing there
+TEMPLATES := $(VENV)/share/jupyter/nbconvert/templates# nbconvert looks there; pip install -e puts nothing there
 
 .DEFAULT_GOAL := help
 .PHONY: help report test browser-test bench ablation lab lint docs lock notebooks clean
@@ -14,9 +14,9 @@ TEMPLATES := $(VENV)/share/jupyter/nbconvert/templates# where nbconvert looks; a
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PYTHON=python3.12  the interpreter that .venv is made from      (now: $(PYTHON))"
+	@echo "  PYTHON=python3.12  the Python that makes .venv                   (now: $(PYTHON))"
 	@echo "  ARGS=\"--quick\"     more options for report, test and notebooks"
-	@echo "  NNLIB_DATA_DIR=…   the folder that holds cifar-10-batches-py    (otherwise: data/)"
+	@echo "  NNLIB_DATA_DIR=…   the folder that contains cifar-10-batches-py  (default: data/)"
 
 report: $(READY)  ## execute every notebook and write report/index.html (first run: downloads CIFAR-10, 170 MB)
 	$(BIN)/nnlib report $(ARGS)
@@ -24,9 +24,9 @@ report: $(READY)  ## execute every notebook and write report/index.html (first r
 test: $(READY)  ## run the tests, WORKERS=2 at a time
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-browser-test: $(READY)  ## open every notebook in JupyterLab in Chromium, fetched where there is none, and use the widgets
+browser-test: $(READY)  ## open every notebook in JupyterLab in Chromium and use the widgets (downloads Chromium if you have none)
 	@command -v chromium || command -v google-chrome || command -v chromium-browser || $(BIN)/playwright install --with-deps chromium
-	$(BIN)/python -m pytest tests/test_browser.py $(ARGS)
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 ablation: $(READY)  ## train from `classic` to `best`, one change at a time: about ten minutes, on CIFAR-10
 	$(BIN)/python benchmarks/ablation.py $(ARGS)
@@ -37,9 +37,10 @@ bench: $(READY)  ## measure speed against peers, ten minutes: keep the machine q
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-lint: $(READY)  ## check style and types
+lint: $(READY)  ## check style, imports between rooms, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 MODULES := $(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard nnlib/*.py nnlib/*/*.py))))
@@ -55,9 +56,9 @@ notebooks: $(READY)  ## for maintainers: execute the notebooks in place, with th
 	$(BIN)/nnlib report --in-place $(ARGS)
 
 clean:  ## remove .venv, report/ and caches; the data and your runs stay
-	rm -rf $(VENV) report build nnlib.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) report build nnlib.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# The stamp is older than pyproject.toml after a change of the dependencies: pip then brings .venv up to date.
+# pyproject.toml is newer than the stamp after a change of the dependencies. Then pip brings .venv up to date.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "nnlib needs Python 3.11 or newer; name one: make PYTHON=python3.12 …"; exit 1; }

@@ -1,6 +1,7 @@
-"""What the README says is so: its code runs, its commands exist, its links lead somewhere, its results are recorded."""
+"""README.md and docs/ are true: code runs, commands exist, links lead to files, numbers are recorded."""
 
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -14,50 +15,81 @@ import pytest
 import nnlib
 from nnlib.training.rundir import RunDirectory
 
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
-@pytest.fixture(scope="module")
-def readme(root):
-    return (root / "README.md").read_text(encoding="utf-8")
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
-def _blocks(readme: str, language: str) -> list[str]:
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", readme, re.M | re.S)
+def on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks of a page that name ``language``; commands name none."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
     return [body for name, body in fences if name == language]
 
 
-def test_python_blocks_run(readme, tmp_path, monkeypatch):
+@each_page
+def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = nnlib.load_dataset("standin", n_train=6000, n_valid=200, n_test=100)
     monkeypatch.setattr(nnlib, "load_dataset", lambda *_: small)  # no download in a test
-    for block in _blocks(readme, "python"):
-        exec(compile(block, "README.md", "exec"), {})
-    assert (tmp_path / "runs/first/best.npz").exists()
+    known = dict(nnlib.ACTIVATIONS)
+    try:
+        for block in blocks(page.read_text(encoding="utf-8"), "python"):
+            exec(compile(block, page.name, "exec"), {})
+    finally:  # a page may register an activation
+        nnlib.ACTIVATIONS.clear()
+        nnlib.ACTIVATIONS.update(known)
+    if page.name == "README.md":
+        assert (tmp_path / "runs/first/best.npz").exists()
 
 
-def test_make_commands_exist(readme, root):
-    targets = set(re.findall(r"^([\w-]+):", (root / "Makefile").read_text(), re.M))
-    code = "\n".join(
-        [*_blocks(readme, ""), *re.findall(r"`([^`\n]+)`", readme)]
-    )  # prose makes other things
-    named = set(re.findall(r"\bmake ([\w-]+)", code))
-    assert {"report", "test", "lab", "help"} <= named <= targets
+def test_readme_is_short_and_its_example_too():
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= 120
+    (example,) = blocks(readme, "python")
+    assert len(example.splitlines()) <= 6
 
 
-def test_terminal_commands_run(readme, tmp_path):
-    lines = [
-        line
-        for block in _blocks(readme, "")
-        for line in block.splitlines()
-        if line.startswith("nnlib ")
-    ]
+def test_make_commands_exist():
+    makefile = text_of("Makefile")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.M))
+    named = set()
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        # only code: in prose, "make" is also a word
+        code = [*blocks(text, ""), *re.findall(r"`([^`\n]+)`", text)]
+        named |= set(re.findall(r"\bmake ([\w-]+)", "\n".join(code)))
+    assert {"report", "test", "lab", "help", "lint"} <= named
+    assert named <= targets
+
+
+def commands(*languages: str) -> list[str]:
+    lines = []
+    for page in PAGES:
+        for language in languages:
+            for block in blocks(page.read_text(encoding="utf-8"), language):
+                lines += [line for line in block.splitlines() if line.startswith("nnlib ")]
+    return lines
+
+
+def test_terminal_commands_run(tmp_path):
+    lines = commands("")
     assert len(lines) >= 6
     for line in lines:
         words = shlex.split(line)[1:]
         if words[0] == "report":
-            continue  # test_report.py and test_notebooks.py do that
+            continue  # tests/report does that
         if words[0] in ("train", "search"):
             words += ["--data", "standin", "--train-images", "300"]
-            words += [] if "--epochs" in words else ["--epochs", "1", "--components", "8"]
+            if "--epochs" not in words:
+                words += ["--epochs", "1", "--components", "8"]
         if words[0] in ("test", "data"):
             words += ["--data", "standin"]
         done = subprocess.run(
@@ -66,84 +98,120 @@ def test_terminal_commands_run(readme, tmp_path):
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
-def test_links_lead_to_files(readme, root):
-    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+def test_options_in_the_prose_exist():
+    """Every option that docs/report.md and docs/search.md name is one of its command's."""
+    for page, command in (("docs/report.md", "report"), ("docs/search.md", "search")):
+        done = subprocess.run(
+            [sys.executable, "-m", "nnlib", command, "--help"], capture_output=True, text=True
+        )
+        asked = set(re.findall(r"`(--[a-z-]+)", text_of(page)))
+        assert asked
+        assert not {option for option in asked if option not in done.stdout}
+
+
+@each_page
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
-            assert (root / target).exists(), target
+            assert (page.parent / target).exists(), target
 
 
-RUNS = sorted(
-    path.parent.name for path in (Path(__file__).parents[1] / "data/runs").glob("*/results.json")
-)
+def test_every_page_of_docs_is_linked():
+    readme = text_of("README.md")
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in readme, page.name
+
+
+def test_list_of_names_is_complete():
+    names = set(re.findall(r"`nnlib\.(\w+)`", text_of("docs/api.md")))
+    for name in names:
+        pkgutil.resolve_name(f"nnlib.{name}")
+    assert not set(nnlib.__all__) - names
+
+
+RUNS = sorted(path.parent.name for path in (ROOT / "data/runs").glob("*/results.json"))
 RECIPES = [name for name in RUNS if "_seed" not in name]
-MODELS = sorted(path.stem for path in (Path(__file__).parents[1] / "data/models").glob("*.npz"))
+MODELS = sorted(path.stem for path in (ROOT / "data/models").glob("*.npz"))
 
 
-def _logs(root: Path, name: str) -> list[RunDirectory]:
-    """The shipped logs of a recipe: those of the networks that it began with, if any, and its own."""
-    folder = root / "data/runs" / name
-    return [RunDirectory(path) for path in [*sorted(folder.glob("before_*")), folder]]
+def history_of(name: str) -> list[dict]:
+    return RunDirectory(ROOT / "data/runs" / name).read_history()
 
 
-def _hyperparameters(root: Path, name: str) -> nnlib.Hyperparameters:
-    text = (root / "data/runs" / name / "hyperparameters.json").read_text(encoding="utf-8")
-    return nnlib.Hyperparameters.from_dict(json.loads(text))
+def hyperparameters_of(name: str) -> nnlib.Hyperparameters:
+    settings = json.loads(text_of(f"data/runs/{name}/hyperparameters.json"))
+    return nnlib.Hyperparameters.from_dict(settings)
 
 
-def _results(root: Path, name: str) -> dict:
-    return json.loads((root / "data/runs" / name / "results.json").read_text(encoding="utf-8"))
+def results_of(name: str) -> dict:
+    return json.loads(text_of(f"data/runs/{name}/results.json"))
+
+
+def benchmark(name: str) -> dict:
+    return json.loads(text_of(f"data/benchmarks/{name}.json"))
+
+
+def minutes_or_seconds(seconds: float) -> str:
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s"
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_results_are_those_of_the_shipped_logs(readme, root, name):
-    cells = (
-        next(line for line in readme.splitlines() if line.startswith(f"| `{name}`"))
-        .strip(" |")
-        .split(" | ")
-    )
-    histories = [log.read_history() for log in _logs(root, name)]
-    assert cells[2] == " + ".join(str(len(history)) for history in histories)
-    seconds = sum(record["seconds"] for history in histories for record in history)
-    assert cells[3] == (f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s")
-    found = _results(root, name)
-    alone = json.loads((root / "data/benchmarks/recipes.json").read_text(encoding="utf-8"))["rows"]
-    assert cells[4] == next(
-        f"{row['seconds_per_epoch']:.1f} s" for row in alone if row["recipe"] == name
-    )
-    assert cells[5] == f"{max(record['valid_accuracy'] for record in histories[-1]):.4f}"
-    assert cells[6] == f"{found['test'][0]:.4f}"
-    assert cells[7] == f"{found['first 1,000 test images, official pixels'][0]:.3f}"
+def test_results_are_those_of_the_shipped_logs(name):
+    """The numbers of a row: epochs, time, and the accuracies of the best weights."""
+    history = history_of(name)
+    found = results_of(name)
+    numbers = [
+        f"{len(history)}",
+        minutes_or_seconds(sum(record["seconds"] for record in history)),
+        f"{max(record['valid_accuracy'] for record in history):.4f}",
+        f"{found['test'][0]:.4f}",
+        f"{found['test, averaged with the mirror image'][0]:.4f}",
+        f"{found['first 1,000 test images, official pixels'][0]:.3f}",
+    ]
+    row = re.search(rf"^\| `{name}` \| [^|]+ \| (.*) \|$", text_of("README.md"), re.M)
+    assert row, f"README.md has no row for {name}: {' | '.join(numbers)}"
+    assert row[1].split(" | ") == numbers, f"it should say {' | '.join(numbers)}"
+
+
+def test_every_row_of_results_has_a_run():
+    rows = re.findall(r"^\| `(\w+)` \|", text_of("README.md"), re.M)
+    assert sorted(rows) == sorted(RECIPES)
 
 
 @pytest.mark.parametrize("name", ["quick", "fast"])
-def test_spread_is_that_of_three_seeds(readme, root, name):
+def test_spread_is_that_of_three_seeds(name):
     names = [name, f"{name}_seed1", f"{name}_seed2"]
-    assert [_hyperparameters(root, n).seed for n in names] == [0, 1, 2]
-    of_test = [_results(root, n)["test"][0] for n in names]
-    assert f"`{name}` {np.mean(of_test):.4f} ± {np.std(of_test, ddof=1):.4f}" in " ".join(
-        readme.split()
-    )
+    assert [hyperparameters_of(n).seed for n in names] == [0, 1, 2]
+    of_test = [results_of(n)["test"][0] for n in names]
+    stated = f"- `{name}` {np.mean(of_test):.4f} ± {np.std(of_test, ddof=1):.4f}\n"
+    assert stated in text_of("docs/results.md")
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_shipped_runs_are_those_of_the_recipes(root, name):
-    assert _hyperparameters(root, name).replace(seed=0) == nnlib.RECIPES[name.partition("_seed")[0]]
+def test_shipped_runs_are_those_of_the_recipes(name):
+    recipe = nnlib.Hyperparameters.recipe(name.partition("_seed")[0])
+    assert hyperparameters_of(name).replace(seed=0) == recipe
 
 
 def test_five_recipes_differ_from_classic_in_one_thing():
-    classic = nnlib.RECIPES["classic"].to_dict()
-    differences = [
-        sum(classic[k] != v for k, v in nnlib.RECIPES[name].to_dict().items()) for name in RECIPES
-    ]
-    assert differences.count(1) >= 5
+    classic = nnlib.Hyperparameters.recipe("classic").to_dict()
+    changes = []
+    for name in RECIPES:
+        recipe = nnlib.Hyperparameters.recipe(name).to_dict()
+        changes.append(sum(classic[field] != value for field, value in recipe.items()))
+    assert changes.count(1) >= 5
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_shipped_weights_are_as_good_as_their_card_says(root, name, real_images):
-    model, found = nnlib.load_model(root / "data/models" / f"{name}.npz"), _results(root, name)
-    card = (root / "data/models" / f"{name}.md").read_text(encoding="utf-8")
-    assert f"| test | {found['test'][0]:.4f} |" in card and f"`{model.info['fingerprint']}`" in card
-    best = max(record["valid_accuracy"] for record in _logs(root, name)[-1].read_history())
+def test_shipped_weights_are_as_good_as_their_card_says(name, real_images):
+    model = nnlib.load_model(ROOT / "data/models" / f"{name}.npz")
+    found = results_of(name)
+    card = text_of(f"data/models/{name}.md")
+    assert f"| test | {found['test'][0]:.4f} |" in card
+    assert f"`{model.info['fingerprint']}`" in card
+    best = max(record["valid_accuracy"] for record in history_of(name))
     assert found["validation"][0] == pytest.approx(best, abs=1e-3)  # what float16 may cost
     data = nnlib.load_dataset("cifar10", real_images)
     if data.fingerprint != model.info["fingerprint"]:
@@ -151,30 +219,47 @@ def test_shipped_weights_are_as_good_as_their_card_says(root, name, real_images)
     assert nnlib.evaluate(model, data.test).accuracy == pytest.approx(found["test"][0], abs=2e-4)
 
 
-def test_shipped_weights_stay_small(root):
-    sizes = [(root / "data/models" / f"{name}.npz").stat().st_size for name in MODELS]
-    assert max(sizes) < 15_000_000 and sum(sizes) < 40_000_000
+def test_shipped_weights_stay_small():
+    sizes = [(ROOT / "data/models" / f"{name}.npz").stat().st_size for name in MODELS]
+    assert max(sizes) < 15_000_000
+    assert sum(sizes) < 40_000_000
 
 
-def test_ablation_is_that_of_the_shipped_results(readme, root):
-    rows = json.loads((root / "data/benchmarks/ablation.json").read_text(encoding="utf-8"))["rows"]
-    for above, row in pairwise(rows):
+def test_ablation_is_that_of_the_shipped_results():
+    page = text_of("docs/results.md")
+    for above, row in pairwise(benchmark("ablation")["rows"]):
         gain = row["valid_accuracy"] - above["valid_accuracy"]
         line = (
             f"| + {row['change']} | {row['epochs']} | {row['valid_accuracy']:.4f} | {gain:+.4f} |"
         )
-        assert line in readme
+        assert line in page
 
 
-def test_speed_is_that_of_the_shipped_benchmark(readme, root):
-    results = {
-        path.stem: json.loads(path.read_text("utf-8"))
-        for path in (root / "data/benchmarks").glob("*.json")
-    }
-    table = {row["name"]: row["median"] for row in results["speed"]["table"]}
-    for name, ratio in results["speed"]["nnlib_over"].items():
-        assert f"| {name} | {table[name]:,} | {ratio['median']:.2f} |" in readme
-    assert f"| nnlib | {table['nnlib']:,} | |" in readme
-    seconds = [row["seconds"] for row in results["accuracy"]["rows"]]
-    assert f"in {min(seconds):.1f} to {max(seconds):.1f} seconds" in " ".join(readme.split())
-    assert f"peaks at {results['memory']['peak_resident_mb']:.0f} MB" in " ".join(readme.split())
+def test_speed_is_that_of_the_shipped_benchmark():
+    """docs/speed.md shows every contestant, and names the fastest of the plain NumPy versions."""
+    page = text_of("docs/speed.md")
+    speed = benchmark("speed")
+    table = {row["name"]: row["median"] for row in speed["table"]}
+    ratios = {name: table["nnlib"] / median for name, median in table.items()}
+    for name, ratio in speed["nnlib_over"].items():
+        ratios[name] = ratio["median"]  # measured part by part, better than medians divided
+    assert f"| nnlib | {table.pop('nnlib'):,} | |\n" in page
+    for name, median in table.items():
+        assert f"| {name} | {median:,} | {ratios[name]:.2f} |\n" in page
+    plain = {name: median for name, median in table.items() if name.startswith("NumPy")}
+    fastest = max(plain, key=plain.__getitem__)
+    assert f"The fastest plain NumPy is *{fastest}*" in page
+
+
+def test_numbers_about_speed_are_those_of_the_shipped_benchmarks():
+    page = on_one_line(text_of("docs/speed.md"))
+    accuracy, memory = benchmark("accuracy"), benchmark("memory")
+    seconds = [row["seconds"] for row in accuracy["rows"]]
+    peer = [row["peer_epoch_seconds"] for row in accuracy["rows"]]
+    assert f"accuracy of {accuracy['target']} in {min(seconds):.1f} to {max(seconds):.1f} s" in page
+    assert f"takes {min(peer):.1f} to {max(peer):.1f} seconds" in page
+    assert f"peaks at {memory['peak_resident_mb']:.0f} MB" in page
+    assert f"takes {memory['evaluation_seconds']:.2f} s" in page
+    assert f"alone take {memory['evaluation_products_seconds']:.2f} s" in page
+    nnlib_speed = benchmark("speed")["table"][0]["median"]
+    assert f"{nnlib_speed:,} images a second on two cores" in text_of("README.md")

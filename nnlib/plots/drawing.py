@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nnlib.extras import need
 from nnlib.files import HOME, write_atomically
 from nnlib.types import Array
 
@@ -75,6 +76,7 @@ def show(figure: Figure, name: str = "", alt: str = "") -> None:
 
     Line drawings are saved as SVG too. The folder is NNLIB_FIGURES_DIR, else figures/ of the checkout, else ./figures.
     """
+    need("notebooks", "IPython")
     from IPython.display import Image, display
 
     files = {".png": _trimmed(figure, "png", "Software")}

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nnlib.data.dataset import Dataset, Split
+from nnlib.extras import need
 from nnlib.network.activations import get_activation
 from nnlib.network.gradcheck import GradientReport
 from nnlib.network.losses import softmax
@@ -193,6 +194,7 @@ def error_against_step(hs: Sequence[float], errors: Mapping[str, Sequence[float]
 
 def confusion(evaluation: Evaluation) -> Figure:
     """Who is taken for whom: the share of each true class, in per cent."""
+    need("notebooks", "seaborn")
     import seaborn
 
     share = (

@@ -8,12 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nnlib.extras import need
 from nnlib.plots.drawing import BLUE, subplots
 from nnlib.types import Array
 
 
 def search_heatmap(table: Any, x: str, y: str, value: str = "valid_accuracy") -> Figure:
     """The best ``value`` in a search's table (pandas) for each pair of two hyperparameters."""
+    need("notebooks", "seaborn")
     import seaborn
 
     figure, (ax,) = subplots(height=4.5, title=f"Best {value} of each pair")

@@ -4,6 +4,10 @@
 here, because nbconvert is slow to load and running a notebook does without it.
 """
 
-from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks, refresh
+from nnlib.extras import EXTRAS, need
+
+need("report", *EXTRAS["report"])
+
+from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks, refresh  # noqa: E402 - after the packages are there
 
 __all__ = ["Page", "ReportError", "execute", "find_notebooks", "refresh"]

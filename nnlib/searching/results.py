@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from nnlib.errors import CheckpointError, NNLibError
+from nnlib.extras import need
 from nnlib.files import AnyPath, user_path, write_text
 from nnlib.searching.spaces import Range, Settings, make_study
 from nnlib.training.hyperparameters import Hyperparameters
@@ -157,6 +158,7 @@ class SearchResults:
         The method is PED-ANOVA (Watanabe et al. 2023). Pruned trials count with what they reached.
         Needs at least four trials.
         """
+        need("search", "optuna")
         import optuna
 
         ended = []
@@ -173,6 +175,7 @@ class SearchResults:
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return one row per trial: number, settings, status, best accuracy and loss, cost."""
+        need("search", "pandas")
         import pandas as pd
 
         measured = ("status", "valid_accuracy", "valid_loss", "best_epoch", "epochs", "seconds")

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from nnlib.data.dataset import Dataset
 from nnlib.errors import CheckpointError, HyperparameterError, NNLibError, TrainingDiverged, one_of
+from nnlib.extras import EXTRAS, need
 from nnlib.files import AnyPath, user_path, write_bytes
 from nnlib.searching.results import (
     SearchResults,
@@ -92,6 +93,7 @@ def search(
     Raises HyperparameterError before the first trial for an empty space or a value that is not
     allowed, and CheckpointError if ``directory`` holds another search.
     """
+    need("search", *EXTRAS["search"])
     if base is None:
         base = Hyperparameters()
     about = {

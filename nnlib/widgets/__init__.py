@@ -1,5 +1,9 @@
 """Widgets: controls around the pictures and the trainer, for people to move."""
 
+from nnlib.extras import need
+
+need("notebooks", "ipywidgets")
+
 from nnlib.widgets.explorers import (
     activation_explorer,
     browse_images,
