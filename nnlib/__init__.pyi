@@ -45,17 +45,12 @@ from .training.callbacks import Callback as Callback
 from .training.callbacks import Diagnostics as Diagnostics
 from .training.evaluation import Evaluation as Evaluation
 from .training.evaluation import evaluate as evaluate
-from .training.hyperparameters import RECIPES as RECIPES
+from .training.history import TrainingRun as TrainingRun
 from .training.hyperparameters import Hyperparameters as Hyperparameters
+from .training.rates import find_learning_rate as find_learning_rate
 from .training.schedules import make_schedule as make_schedule
 from .training.trainer import (
     Trainer as Trainer,
-)
-from .training.trainer import (
-    TrainingRun as TrainingRun,
-)
-from .training.trainer import (
-    find_learning_rate as find_learning_rate,
 )
 from .training.trainer import (
     load_run as load_run,

@@ -25,7 +25,7 @@ from nnlib.files import CHECKOUT
 from nnlib.searching.results import SearchResults
 from nnlib.searching.search import plan
 from nnlib.searching.spaces import Range, checked
-from nnlib.training.hyperparameters import RECIPES, Hyperparameters
+from nnlib.training.hyperparameters import Hyperparameters
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
@@ -79,7 +79,7 @@ Options.__module__ = (
 Overrides = Annotated[
     Options, Parameter(name="*", group="Hyperparameters (they go over the recipe's and the file's)")
 ]
-RecipeName: Any = Literal[tuple(RECIPES)]
+RecipeName: Any = Literal[Hyperparameters.recipes()]
 Recipe = Annotated[
     RecipeName | None, Parameter(help="Hyperparameters to start from; `nnlib recipes` shows them.")
 ]
@@ -405,8 +405,12 @@ def report(
 def recipes() -> Record:
     """Show the recipes: named hyperparameters, and where they differ from the defaults."""
     return {
-        n: {k: v for k, v in vars(hp).items() if v != getattr(Hyperparameters, k)}
-        for n, hp in RECIPES.items()
+        n: {
+            k: v
+            for k, v in vars(Hyperparameters.recipe(n)).items()
+            if v != getattr(Hyperparameters, k)
+        }
+        for n in Hyperparameters.recipes()
     }
 
 

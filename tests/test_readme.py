@@ -127,13 +127,15 @@ def test_spread_is_that_of_three_seeds(readme, root, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_shipped_runs_are_those_of_the_recipes(root, name):
-    assert _hyperparameters(root, name).replace(seed=0) == nnlib.RECIPES[name.partition("_seed")[0]]
+    assert _hyperparameters(root, name).replace(seed=0) == nnlib.Hyperparameters.recipe(
+        name.partition("_seed")[0]
+    )
 
 
 def test_five_recipes_differ_from_classic_in_one_thing():
-    classic = nnlib.RECIPES["classic"].to_dict()
+    classic = nnlib.Hyperparameters.recipe("classic").to_dict()
     differences = [
-        sum(classic[k] != v for k, v in nnlib.RECIPES[name].to_dict().items()) for name in RECIPES
+        sum(classic[k] != v for k, v in nnlib.Hyperparameters.recipe(name).to_dict().items()) for name in RECIPES
     ]
     assert differences.count(1) >= 5
 

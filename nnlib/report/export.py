@@ -26,7 +26,7 @@ import nnlib
 from nnlib.errors import one_of
 from nnlib.files import write_atomically, write_text
 from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks
-from nnlib.training.hyperparameters import RECIPES
+from nnlib.training.hyperparameters import Hyperparameters
 
 # Lines that notebooks print and that the title page repeats: what was measured in this very run.
 TEST = r"(?:\w+ +)?test (?:loss|accuracy)(?= \d)"  # the name of a network may stand before it
@@ -76,7 +76,7 @@ def build(
         "dataset": "cifar10" if data.source.startswith("cifar10") else "standin",
         "quick": quick,
     }
-    parameters |= {"recipe": one_of(RECIPES, "recipe", recipe)} if recipe else {}
+    parameters |= {"recipe": one_of(Hyperparameters.recipes(), "recipe", recipe)} if recipe else {}
     figures, pages = {"NNLIB_FIGURES_DIR": str((output / "figures").resolve())}, list[Page]()
     for number, path in enumerate(paths, start=1):
         label = f"[{number}/{len(paths)}] {path.stem}"

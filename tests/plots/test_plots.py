@@ -18,7 +18,7 @@ from nnlib import plots
 from nnlib.network.gradcheck import GradientReport, ParameterCheck
 from nnlib.plots import search as search_plots
 from nnlib.searching.results import SearchResults, Trial
-from nnlib.training.trainer import RangeTest
+from nnlib.training.rates import RangeTest
 
 CLASSES = ("cat", "dog", "frog")
 

@@ -238,7 +238,7 @@ def test_twenty_steps_of_every_optimiser_and_schedule_against_torch(torch, optim
     )
     for step in range(STEPS):
         _, dlogits = softmax_cross_entropy(model.forward(x), labels)
-        model.backward(dlogits, l2, out=ours.into, factor=ours.factor)
+        model.backward(dlogits, l2, out=ours.gradients)
         ours.step(rate(step))
         theirs.zero_grad()
         logits = torch_forward(torch, model, parameters, x)
@@ -291,8 +291,7 @@ def test_epochs_of_minibatches_against_scikit_learn(activation, theirs, momentum
             loss, gradients = model.loss_and_gradients(x[rows], labels[rows], l2)
             losses.append(loss)
             for name, g in gradients.items():
-                sgd.into[name] *= sgd.factor
-                sgd.into[name] += g
+                sgd.gradients[name][:] = g
             sgd.step(0.05)
     for layer in range(3):
         agree(model.parameters[f"W{layer + 1}"], peer.coefs_[layer])

@@ -27,7 +27,8 @@ from small_runs import (
 import nnlib
 from nnlib.network.mlp import MLP
 from nnlib.network.saving import read_arrays
-from nnlib.training.callbacks import Callback, layer_health
+from nnlib.training.callbacks import Callback
+from nnlib.training.health import layer_health
 from nnlib.training.trainer import Trainer
 
 # What stops a run.
