@@ -103,11 +103,11 @@ def main() -> None:
     for number, (name, hp) in enumerate(all_settings.items()):
         run = nnlib.train(hp, data, run_dir=options.runs / f"{options.epochs}-epochs-{number:02}")
         rows.append(row(name, run.history))
-    shipped = History(
-        RunDirectory(ROOT / "data" / "runs" / "best").read_history()
-    )
+    shipped = History(RunDirectory(ROOT / "data" / "runs" / "best").read_history())
     rows.append(row(f"{len(shipped)} epochs", shipped))
-    for each, hp in zip(rows, [*all_settings.values(), nnlib.Hyperparameters.recipe("best")], strict=True):
+    for each, hp in zip(
+        rows, [*all_settings.values(), nnlib.Hyperparameters.recipe("best")], strict=True
+    ):
         each["minutes"] = each["epochs"] * epoch_seconds(hp, data) / 60
     document = {
         "machine": machine(),

@@ -199,7 +199,10 @@ def accuracy(arena: Arena, quick: bool) -> dict[str, Any]:
                     reached |= {"seconds": time.perf_counter() - started, "epoch": trainer.epoch}
 
         run = nnlib.train(
-            nnlib.Hyperparameters.recipe("fast", seed=seed), data, progress=False, callbacks=[Watch()]
+            nnlib.Hyperparameters.recipe("fast", seed=seed),
+            data,
+            progress=False,
+            callbacks=[Watch()],
         )
         row = {
             "seed": seed,

@@ -13,7 +13,8 @@ from nnlib.training.callbacks import Callback
 
 
 def pictures(n: int, seed: int) -> nnlib.Dataset:
-    """n pictures (3, 4, 4) of three classes that overlap; a sixth for validation, a sixth for the test."""
+    """n pictures (3, 4, 4) of three classes that overlap; a sixth for validation, a sixth for the
+    test."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
     means = np.random.default_rng(99).normal(128, 25, (3, 3, 4, 4))

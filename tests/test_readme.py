@@ -135,7 +135,8 @@ def test_shipped_runs_are_those_of_the_recipes(root, name):
 def test_five_recipes_differ_from_classic_in_one_thing():
     classic = nnlib.Hyperparameters.recipe("classic").to_dict()
     differences = [
-        sum(classic[k] != v for k, v in nnlib.Hyperparameters.recipe(name).to_dict().items()) for name in RECIPES
+        sum(classic[k] != v for k, v in nnlib.Hyperparameters.recipe(name).to_dict().items())
+        for name in RECIPES
     ]
     assert differences.count(1) >= 5
 

@@ -18,7 +18,7 @@ DROPOUT = 3
 
 
 class Batches:
-    """The batches of ``split`` for ``model``, as ``hp`` wants them; each step writes into the same memory."""
+    """The batches of ``split`` for ``model``, as ``hp`` wants them; each step reuses the memory."""
 
     def __init__(self, split: Split, model: MLP, hp: Hyperparameters) -> None:
         self.split = split
@@ -30,7 +30,7 @@ class Batches:
         self._order_of = -1  # the epoch that _order belongs to; none yet
 
     def rng(self, stream: int, index: int) -> np.random.Generator:
-        """Return the generator for step or epoch ``index`` of one stream: it doesn't depend on any earlier draw."""
+        """Return the generator of one stream for step or epoch ``index``, whatever came before."""
         return np.random.default_rng([self.hp.seed, stream, index])
 
     def order(self, epoch: int) -> Array:
@@ -42,7 +42,7 @@ class Batches:
         return self._order
 
     def __getitem__(self, step: int) -> tuple[Array, Array, Masks]:
-        """Return inputs (B, D), labels (B,) and dropout masks of ``step``, counted from 0 over all epochs."""
+        """Return inputs (B, D), labels (B,) and masks of ``step``, counted from 0 over all epochs."""
         hp = self.hp
         epoch, batch = divmod(step, self.per_epoch)
         start = batch * hp.batch_size
@@ -54,7 +54,7 @@ class Batches:
         return self.inputs(chosen, step), self.split.labels[chosen], masks
 
     def inputs(self, chosen: Array, step: int) -> Array:
-        """Return the network's inputs (B, D) for the images ``chosen`` (B,), augmented for ``step``."""
+        """Return the inputs (B, D) for the images ``chosen`` (B,), augmented as in ``step``."""
         hp = self.hp
         source = self.split.images
         shape = (len(chosen), *source.shape[1:])
@@ -63,7 +63,5 @@ class Batches:
         np.take(source, chosen, axis=0, out=images, mode="clip")
         if hp.flip or hp.shift:
             rng = self.rng(AUGMENTATION, step)
-            images = augment(
-                images, rng, flip=hp.flip, shift=hp.shift, workspace=self._workspace
-            )
+            images = augment(images, rng, flip=hp.flip, shift=hp.shift, workspace=self._workspace)
         return self.model.inputs(images, self._workspace)

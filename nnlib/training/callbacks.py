@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base class for callbacks: each method gets the ``Trainer``, which has a ``stop(why)``. Override what you need.
+    """Base class for callbacks. Override what you need; each method gets the ``Trainer``.
 
-    An exception in a callback ends the run: what was learned is saved in its ``run_dir``, the other callbacks get their
-    ``on_end``, and the exception is raised with the run so far as its attribute ``run``.
+    ``trainer.stop(why)`` ends the run after the current step.
+
+    An exception in a callback ends the run: what was learned is saved in its ``run_dir``, the other
+    callbacks get their ``on_end``, and the exception is raised with the run so far as its attribute
+    ``run``.
     """
 
     def on_start(self, trainer: "Trainer") -> None:
@@ -32,7 +35,7 @@ class Callback:
         """Called after each step; ``trainer.last_loss`` is the loss of its batch."""
 
     def measure(self, trainer: "Trainer") -> Record:
-        """Called after each epoch's validation; what it returns goes into the epoch's record and is saved with it."""
+        """Called after each epoch's validation; what it returns goes into the epoch's record."""
         return {}
 
     def on_epoch(self, trainer: "Trainer") -> None:
@@ -46,7 +49,7 @@ MOMENTS = [name for name in vars(Callback) if not name.startswith("_")]
 
 
 def refuse_uncallable(callbacks: Any) -> None:
-    """Raise HyperparameterError unless ``callbacks`` is a list of objects that each override at least one hook."""
+    """Raise HyperparameterError unless every callback overrides at least one hook."""
     allowed = f"a list of objects with some of {', '.join(MOMENTS)}"
     if not isinstance(callbacks, list | tuple):
         raise HyperparameterError(f"callbacks: {callbacks!r} is not allowed; {allowed}.")
@@ -56,7 +59,7 @@ def refuse_uncallable(callbacks: Any) -> None:
 
 
 def _overrides(callback: Any, moment: str) -> bool:
-    """Return whether ``callback`` does something at ``moment``. It need not be a Callback, nor have all the methods."""
+    """Return whether ``callback``, which need not be a Callback, does something at ``moment``."""
     inherited = getattr(type(callback), moment, None) is getattr(Callback, moment)
     return hasattr(callback, moment) and not inherited
 
@@ -103,12 +106,14 @@ class ProgressBar(Callback):
 
 
 class Diagnostics(Callback):
-    """Adds numbers about every layer 1, 2, ... to each epoch's record, and so to ``history.csv``. It costs about a step.
+    """Adds numbers about every layer 1, 2, ... to each epoch's record, and so to ``history.csv``.
 
-    ``gradient_norm_1`` is the norm of W1's gradient on the first ``batch_size`` training images, ``weight_norm_1``
-    that of W1. ``update_ratio_1`` is the norm of the epoch's last change of W1 divided by that of W1: about 0.001 is a
-    good pace (Karpathy). ``dead_1`` is the share of the first hidden layer's units that no validation image (of 500)
-    moves.
+
+    ``gradient_norm_1`` is the norm of W1's gradient on the first ``batch_size`` training images,
+    ``weight_norm_1`` that of W1. ``update_ratio_1`` is the norm of the epoch's last change of W1
+    divided by that of W1: about 0.001 is a good pace (Karpathy). ``dead_1`` is the share of the
+    first hidden layer's units that no validation image (of 500) moves. All of
+    it costs about a step.
     """
 
     def __init__(self) -> None:
@@ -154,7 +159,7 @@ class Diagnostics(Callback):
 
 
 def reporter() -> Callback:
-    """Return the progress callback: a bar in a terminal or notebook, one line per epoch elsewhere."""
+    """Return the progress callback: a bar in a terminal or notebook, else one line per epoch."""
     if sys.stderr.isatty() or in_notebook():
         return ProgressBar()
     return EpochLines()

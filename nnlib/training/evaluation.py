@@ -14,7 +14,7 @@ from nnlib.types import Array
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats, share of correct predictions, and which class was taken for which.
+    """Mean cross-entropy in nats, share of correct predictions, and what was taken for what.
 
     ``confusion`` is (K, K) int64: row = the true class, column = the predicted one.
     """
@@ -26,14 +26,17 @@ class Evaluation:
 
     @property
     def per_class(self) -> dict[str, float]:
-        """The accuracy on the images of each class (its recall), by class name; NaN for a class without images."""
+        """The accuracy on each class (its recall), by name; NaN for a class without images."""
         with np.errstate(invalid="ignore"):
             recall = self.confusion.diagonal() / self.confusion.sum(axis=1)
         return dict(zip(self.classes, recall.tolist(), strict=True))
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the accuracy, sqrt(p (1 - p) / N): how much another draw of images would change it."""
+        """The standard error of the accuracy, sqrt(p (1 - p) / N).
+
+        This is how much another draw of images would change it.
+        """
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / self.confusion.sum()))
 
     def __repr__(self) -> str:
@@ -45,17 +48,19 @@ class Evaluation:
 def evaluate(
     model: MLP, images: Split | Any, labels: Any = None, *, batch_size: int = 2500
 ) -> Evaluation:
-    """Return loss, accuracy and confusion of ``model``: ``evaluate(model, data.test)``, or on arrays of your own.
+    """Return loss, accuracy and confusion of ``model`` on a split, or on images and labels.
 
-    With arrays, ``images`` are uint8 (N, ...) or float inputs (N, D), and ``labels`` whole numbers (N,).
-    Raises HyperparameterError if there are no images, or if they don't fit the labels or the model.
+
+    ``evaluate(model, data.test)``, or ``evaluate(model, images, labels)`` with ``images`` uint8
+    (N, ...) or float inputs (N, D) and ``labels`` whole numbers (N,). Raises HyperparameterError if
+    there are no images, or if they don't fit the labels or the model.
     """
     split = _as_split(images, labels)
     logits = checked_model(model).predict_logits(split.images, batch_size)
     loss, _ = softmax_cross_entropy(logits, split.labels)
     predicted = logits.argmax(axis=1)
     n_classes = logits.shape[1]
-    # each pair (true class, predicted class) has a number of its own, so that one count fills the table
+    # each pair (true class, predicted class) has its own number: one count fills the table
     pairs = split.labels * n_classes + predicted
     confusion = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
     accuracy = (predicted == split.labels).mean()
@@ -63,7 +68,7 @@ def evaluate(
 
 
 def _as_split(images: Any, labels: Any) -> Split:
-    """Return what ``evaluate`` was given as a Split. Raises HyperparameterError, which says what is missing."""
+    """Return what ``evaluate`` was given as a Split. Raises HyperparameterError."""
     if labels is None:
         if not len(getattr(images, "labels", ())):
             remedy = "data.test, data.valid or data.train does; or give images and labels"

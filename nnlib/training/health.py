@@ -1,4 +1,4 @@
-"""Is the network still able to learn? Dead units, saturated activations and outputs, exploding weights.
+"""Can the network still learn? Dead units, saturated activations and outputs, exploding weights.
 
 Everything here takes a model and images, or weights, and returns numbers or words.
 """
@@ -16,18 +16,19 @@ LOOKED_AT = 500  # this many validation images tell how a layer is doing
 
 
 class LayerHealth(NamedTuple):
-    """``dead``: the share of units that learn nothing. ``saturated``: the share of flat activations."""
+    """``dead``: share of units that learn nothing; ``saturated``: share of flat activations."""
 
     dead: float
     saturated: float
 
 
 def layer_health(model: MLP, images: Array) -> list[LayerHealth]:
-    """Return the shares of dead units and saturated activations of each hidden layer on ``images`` (at most 2500).
+    """Return each hidden layer's shares of dead units and saturated activations on ``images``.
 
-    A unit is dead if its derivative is below 0.0001 for every image: no gradient passes through it. An activation is
-    saturated if the derivative is below 0.01 at z and at -z: sigmoid and tanh are flat at both ends, ReLU and its
-    relatives are not.
+    A unit is dead if its derivative is below 0.0001 for every image: no gradient passes through it.
+    An activation is saturated if the derivative is below 0.01 at z and at -z: sigmoid and tanh are
+    flat at both ends, ReLU and its
+    relatives are not. ``images`` are at most 2500.
     """
     model.predict_logits(images)
     health = []
@@ -50,7 +51,7 @@ def weight_norms(parameters: Arrays) -> dict[str, float]:
 
 
 def network_warnings(model: MLP, images: Array, labels: Array) -> Iterator[tuple[str, str]]:
-    """Yield (what is wrong, details) about a network that may have stopped learning though its loss is finite."""
+    """Yield (what is wrong, details) where a network no longer learns though its loss is finite."""
     for layer, health in enumerate(layer_health(model, images), 1):
         if health.dead > 0.9:
             details = f"no image moves {health.dead:.0%} of its units, they learn nothing more"
@@ -69,7 +70,7 @@ def network_warnings(model: MLP, images: Array, labels: Array) -> Iterator[tuple
 def growth_warnings(
     parameters: Arrays, first_norms: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (what is wrong, details) about weights that are far longer than ``first_norms``, where they began."""
+    """Yield (what is wrong, details) for weights with far more than their ``first_norms``."""
     for name, norm in weight_norms(parameters).items():
         growth = norm / max(first_norms[name], 1e-12)
         if growth > 100:

@@ -1,4 +1,4 @@
-"""What a run is made of: a record for each epoch, the history, the state to go on from, the finished run."""
+"""What a run is made of: one record per epoch, the history, a state to go on from, the result."""
 
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -34,12 +34,12 @@ class History(list[Record]):
         return np.array([record[name] for record in self])
 
     def ranked(self, select_by: str) -> list[Record]:
-        """Return the records, the best first: highest accuracy or lowest loss. Ties keep their order."""
+        """Return the records by falling accuracy or rising loss; ties keep their order."""
         higher_is_better = select_by == "valid_accuracy"
         return sorted(self, key=itemgetter(select_by), reverse=higher_is_better)
 
     def best(self, select_by: str) -> Record:
-        """Return the record with the highest accuracy or the lowest loss; the first one if several tie."""
+        """Return the record with the highest accuracy or the lowest loss; the first of ties."""
         return self.ranked(select_by)[0]
 
 
@@ -55,11 +55,12 @@ class Tally:
 
 @dataclass
 class State:
-    """Everything that an exact resume needs. ``Trainer.state()`` makes one, ``Trainer.load(state)`` takes it back.
+    """All that an exact resume needs. ``trainer.state()`` makes one, ``trainer.load`` takes one.
 
-    ``arrays`` are copies, named by what they are and whose: ``parameters.W1``, ``velocity.W1``, ``average.W1`` (with
-    ``ema``), ``best.W1`` and ``preprocessing.scale``. The ``best.`` weights are left out when they are the current
-    ones. ``fingerprint`` is that of the data.
+
+    ``arrays`` are copies, named by what they are and whose: ``parameters.W1``, ``velocity.W1``,
+    ``average.W1`` (with ``ema``), ``best.W1`` and ``preprocessing.scale``. The ``best.`` weights
+    are left out when they are the current ones. ``fingerprint`` is that of the data.
     """
 
     arrays: Arrays
@@ -72,10 +73,11 @@ class State:
 
 @dataclass
 class TrainingRun:
-    """The result of training: ``model`` has the best weights by validation, ``history`` one record per epoch.
+    """The result of training: a ``model`` with the best weights by validation, its ``history``.
 
-    ``stopped`` is empty for a run that finished all its epochs; otherwise it says why the run ended. ``warnings`` lists
-    what was noticed on the way, such as dead units.
+
+    ``stopped`` is empty for a run that finished all its epochs; otherwise it says why the run
+    ended. ``warnings`` lists what was noticed on the way, such as dead units.
     """
 
     model: MLP

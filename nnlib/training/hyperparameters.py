@@ -1,4 +1,4 @@
-"""All settings of a training run in one frozen dataclass, shared by trainer, search, widgets and files."""
+"""All settings of a run in one frozen dataclass, shared by trainer, search, widgets and files."""
 
 import tomllib
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ OTHER_NAMES = {
     "weight_decay": "l2",
 }
 # What nnlib doesn't have, and what to use instead.
-SGD_ONLY = "nnlib trains by stochastic gradient descent: set momentum, nesterov, schedule, clip_norm"
+SGD_ONLY = "nnlib has stochastic gradient descent only: set momentum, nesterov, clip_norm, schedule"
 NO_BATCH_NORM = (
     "nnlib has no batch normalization: set preprocessing='whiten', and initialisation='auto' "
     "fits the first weights to the activation"
@@ -93,13 +93,13 @@ def _explains_unknown_names(cls: type[T]) -> type[T]:
 def _field(
     default: Any, text: str, allowed: str, check: Callable[[str, Any], Any], **more: Any
 ) -> Any:
-    """Declare a field. ``check(name, value)`` returns the value in the field's own type, or refuses it."""
+    """Declare a field. ``check(name, value)`` returns the value in its own type, or refuses it."""
     metadata = {"help": text, "allowed": allowed, "check": check, **more}
     return field(default=default, metadata=metadata)
 
 
 def _is_within(value: Any, kind: Any, low: float, high: float) -> bool:
-    """Return whether ``value`` is a number of this kind from low to high. True and False are no numbers here."""
+    """Return whether ``value`` is a number of this kind from low to high, and not True or False."""
     return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -283,7 +283,7 @@ class Hyperparameters:
 
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> "Hyperparameters":
-        """Return the recipe called ``name`` (``recipes()`` lists them), with some fields changed if you like."""
+        """Return the recipe called ``name``, one of ``recipes()``, with some fields changed."""
         return _recipes()[one_of(cls.recipes(), "recipe", name)].replace(**changes)
 
     def __reduce__(self) -> Any:
@@ -300,7 +300,7 @@ def _unpickled(
 
 @cache
 def _recipes() -> dict[str, Hyperparameters]:
-    """Return the recipes in recipes.toml by name. ``like`` names an earlier one that a recipe starts from."""
+    """Return the recipes in recipes.toml by name. ``like`` names an earlier one to start from."""
     text = Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8")
     recipes: dict[str, Hyperparameters] = {}
     for name, values in tomllib.loads(text).items():

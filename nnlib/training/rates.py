@@ -15,14 +15,14 @@ from nnlib.types import Array
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What ``find_learning_rate`` found: ``rates`` (S,), and the smoothed training ``losses`` (S,) at them."""
+    """What ``find_learning_rate`` found: ``rates`` (S,), and smoothed training ``losses`` (S,)."""
 
     rates: Array
     losses: Array
 
     @property
     def suggestion(self) -> float:
-        """A tenth of the rate with the lowest loss: there the loss falls fast, and diverging is far away."""
+        """A tenth of the rate with the lowest loss: it falls fast there, far from diverging."""
         return float(self.rates[self.losses.argmin()]) / 10
 
     def __repr__(self) -> str:
@@ -33,9 +33,11 @@ class RangeTest:
 def find_learning_rate(
     hp: Hyperparameters, data: Dataset, low: float = 1e-5, high: float = 10.0, steps: int = 200
 ) -> RangeTest:
-    """Train as ``hp`` says, but at a rate that grows from ``low`` to ``high`` in ``steps`` steps (Smith 2017).
+    """Train as ``hp`` says, but at a rate that grows from ``low`` to ``high`` in ``steps`` steps
+    (Smith 2017).
 
-    It ends early if the loss, smoothed over about ten steps, is four times its best, or is not finite.
+    It ends early if the loss, smoothed over about ten steps, is four times its best, or is not
+    finite.
     """
     if not 0 < low < high or steps < 2:
         raise HyperparameterError(
@@ -54,7 +56,7 @@ def find_learning_rate(
         while trainer.step < steps and not trainer.stopped:
             trainer.train_step()
             mean += 0.1 * (trainer.last_loss - mean)
-            # the mean began at 0; what it has seen so far has this share in it (as in Adam's correction)
+            # the mean began at 0: the losses so far have only this share in it
             losses.append(mean / (1 - 0.9**trainer.step))
             if losses[-1] > 4 * min(losses):
                 break

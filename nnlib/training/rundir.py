@@ -1,4 +1,4 @@
-"""The folder of one training run: its settings, what happened epoch by epoch, the best weights, the last state."""
+"""The folder of one training run: its settings, its history, the best weights, the last state."""
 
 import csv
 import json
@@ -28,12 +28,14 @@ ANEW = "name another run_dir, or write over it with resume=False (--no-resume)"
 
 
 class RunDirectory:
-    """Reads and writes ``hyperparameters.json``, ``environment.json``, ``history.csv``, ``log.txt`` and checkpoints.
+    """Reads and writes ``hyperparameters.json``, ``environment.json``, ``history.csv``, ``log.txt``
+    and checkpoints.
 
-    ``best.npz`` is the best model so far, ``last.npz`` the ``State`` that an exact resume needs. One state is enough:
-    it is written beside the old one, flushed to the disk and then renamed, so that a process or a machine that dies at
-    any moment leaves the old state or the new one, and a run may go on from either. (Earlier versions also kept the
-    state before it, ``previous.npz``. A run that has only this one goes on from it.)
+    ``best.npz`` is the best model so far, ``last.npz`` the ``State`` that an exact resume needs.
+    One state is enough: it is written beside the old one, flushed to the disk and then renamed, so
+    that a process or a machine that dies at any moment leaves the old state or the new one, and a
+    run may go on from either. (Earlier versions also kept the state before it, ``previous.npz``. A
+    run that has only this one goes on from it.)
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -45,7 +47,8 @@ class RunDirectory:
     def locked(self, wait: float = 0) -> AbstractContextManager[Any]:
         """Make the folder and hold it for this process.
 
-        Raises CheckpointError if another process trains in it (after ``wait`` seconds), or if it can't be made.
+        Raises CheckpointError if another process trains in it (after ``wait`` seconds), or if it
+        can't be made.
         """
         # imported here: `import nnlib` stays as fast as `import numpy`
         from filelock import FileLock, Timeout
@@ -61,11 +64,13 @@ class RunDirectory:
     def claim(
         self, hyperparameters: Mapping[str, Any], environment: Mapping[str, Any], resume: bool
     ) -> State | None:
-        """Decide whether the run described here may use this folder, and return the state to go on from.
+        """Decide whether the run described here may use this folder, and return the state to go on
+        from.
 
-        None means: start at the first step; what an earlier run left is deleted. Raises CheckpointError, naming what is
-        in the way, if the folder holds another run, the results of a run whose state is lost, or files of our names
-        that no run has written. With ``resume=False`` all of that is given up and deleted.
+        None means: start at the first step; what an earlier run left is deleted. Raises
+        CheckpointError, naming what is in the way, if the folder holds another run, the results of
+        a run whose state is lost, or files of our names that no run has written. With
+        ``resume=False`` all of that is given up and deleted.
         """
         if not resume:
             self._clear()
@@ -95,7 +100,7 @@ class RunDirectory:
         self._write_json(ENVIRONMENT, environment)
 
     def save(self, state: State) -> None:
-        """Write everything that an exact resume needs. Raises CheckpointError if there is no room for it."""
+        """Write all that an exact resume needs. Raises CheckpointError if there is no room."""
         meta = {
             "kind": "state",
             "step": state.step,
@@ -112,13 +117,14 @@ class RunDirectory:
         save_model(model, self.best)
 
     def write_history(self, history: History, epochs: int, remarks: Sequence[str] = ()) -> None:
-        """Write ``history.csv`` and ``log.txt`` from the whole history, so that they always agree with the state.
+        """Write ``history.csv`` and ``log.txt`` anew, so that they always agree with the state.
 
-        ``epochs`` is how many there will be; ``remarks`` are the lines below the epochs in ``log.txt``.
+        ``epochs`` is how many there will be; ``remarks`` are the lines below the epochs in
+        ``log.txt``.
         """
         if not history:
             return
-        # a column may begin later: a callback that measures may have been added in the middle of a run
+        # a callback that measures may have been added in the middle of a run: a column begins there
         names: dict[str, None] = {}
         for record in history:
             names.update(dict.fromkeys(record))
@@ -163,7 +169,7 @@ class RunDirectory:
         write_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def _files(self) -> list[Path]:
-        """Return the files a run writes here, the one that says whose they are last: it is deleted last."""
+        """Return the files a run writes here, last the one that says whose they are."""
         return [
             self.path / HISTORY,
             self.path / LOG,
@@ -188,7 +194,7 @@ class RunDirectory:
                 part.unlink()
 
     def _made_by_a_run(self) -> bool:
-        """Return whether the folder says which run it belongs to, as every run does before it writes anything else."""
+        """Return whether a run has written its settings here, as it does before all else."""
         if not (self.path / HYPERPARAMETERS).exists():
             return False
         return "hidden_sizes" in self.read_json(HYPERPARAMETERS)
@@ -219,12 +225,14 @@ class RunDirectory:
                 fingerprint=meta.get("fingerprint", ""),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: it holds no training state ({error}); {remedy}.") from None
+            raise CheckpointError(
+                f"{path}: it holds no training state ({error}); {remedy}."
+            ) from None
 
     def _refuse_other_run(
         self, hyperparameters: Mapping[str, Any], environment: Mapping[str, Any]
     ) -> None:
-        """Raise CheckpointError, naming every difference, if the folder holds another run than the one described."""
+        """Raise CheckpointError, naming every difference, if the folder holds another run."""
         was = self.read_json(HYPERPARAMETERS)
         known = self.read_json(ENVIRONMENT)
         differ = []
@@ -234,7 +242,7 @@ class RunDirectory:
         before, now = known.get("fingerprint"), environment["fingerprint"]
         if before != now:
             differ.append(f"the data had the fingerprint {before}, now {now}")
-        # other settings begin with other weights, too: that is worth saying only if nothing else differs
+        # other settings begin with other weights, too: worth saying only if nothing else differs
         if not differ and known.get("initial_weights") != environment["initial_weights"]:
             differ.append("it began with other weights (init=...)")
         if differ:
@@ -251,7 +259,7 @@ class RunDirectory:
 
 
 def blas_libraries() -> list[dict[str, Any]]:
-    """Return name, version, kernels and threads of each BLAS in this process: NumPy's, and SciPy's, which trains."""
+    """Return name, version, kernels and threads of NumPy's BLAS and of SciPy's, which trains."""
     import scipy.linalg.blas  # noqa: F401
     from threadpoolctl import threadpool_info
 
@@ -265,7 +273,7 @@ def blas_libraries() -> list[dict[str, Any]]:
 
 @cache
 def machine() -> dict[str, Any]:
-    """Return versions and hardware, and the commit of the checkout that nnlib runs from, if it is one."""
+    """Return versions, hardware, and the commit if nnlib runs from a checkout."""
     return {
         "python": platform.python_version(),
         "nnlib": version("nnlib"),
@@ -289,7 +297,7 @@ def _cpu() -> str:
 
 
 def _commit(checkout: Path) -> str | None:
-    """Return the checkout's commit, with ``-dirty`` behind it if files differ from it; None if there is none."""
+    """Return the commit, None if there is none; it ends in ``-dirty`` if files differ from it."""
     if not (checkout / ".git").exists() or not shutil.which("git"):
         return None
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty"]

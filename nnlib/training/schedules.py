@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: pure functions, so that a resumed run has nothing to remember."""
+"""The learning rate as a pure function of the step: a resumed run has nothing to remember."""
 
 import math
 from collections.abc import Callable
@@ -22,14 +22,16 @@ def make_schedule(
     """Return the schedule called ``name`` as a function of the step (0 is the first update).
 
     - ``constant`` stays at the full rate.
-    - ``step`` multiplies the rate by ``decay_rate`` after every ``decay_every`` steps; ``exponential`` does the same
-      without stairs. Neither falls below ``min_learning_rate``.
-    - ``cosine`` is half a cosine, from the full rate at step 0 to ``min_learning_rate`` at the end (Loshchilov and
-      Hutter 2017).
-    - ``one_cycle`` is a line from 1/25 of the rate up to it in 30 % of the steps, then a cosine (Smith 2018).
+    - ``step`` multiplies the rate by ``decay_rate`` after every ``decay_every`` steps;
+      ``exponential`` does the same without stairs. Neither falls below ``min_learning_rate``.
+    - ``cosine`` is half a cosine, from the full rate at step 0 to ``min_learning_rate`` at the end
+      (Loshchilov and Hutter 2017).
+    - ``one_cycle`` is a line from 1/25 of the rate up to it in 30 % of the steps, then a cosine
+      (Smith 2018).
 
-    ``warmup_steps`` puts a straight line from 0 up to the full rate in front (Goyal et al. 2017); the schedule itself
-    then runs over the remaining steps. Raises HyperparameterError for an unknown name.
+    ``warmup_steps`` puts a straight line from 0 up to the full rate in front (Goyal et al. 2017);
+    the schedule itself then runs over the remaining steps. Raises HyperparameterError for an
+    unknown name.
     """
     one_of(SCHEDULES, "schedule", name)
     rate = learning_rate

@@ -1,13 +1,16 @@
-"""Training: epochs of stochastic gradient descent, validation after each, the best weights kept, exact resume.
+"""Training: epochs of stochastic gradient descent, validation after each, the best weights kept,
+exact resume.
 
-Everything random in step t of epoch e is drawn from a generator made of (seed, what it is for, e or t). So a run that
-was broken off has no random state to remember: it goes on from the step it had reached.
+Everything random in step t of epoch e is drawn from a generator made of (seed, what it is for, e or
+t). So a run that was broken off has no random state to remember: it goes on from the step it had
+reached.
 
-The same seed gives the same bits on the same machine with the same versions and number of BLAS threads, whatever the
-process did before. On another processor, or with another BLAS or thread count, BLAS adds up its sums in another order:
-the last bits of the first steps differ, and in the end the weights do too, though they are equally good. The first
-weights, the order of images, augmentation and dropout masks don't come from BLAS; they are the same wherever NumPy
-draws the same numbers.
+The same seed gives the same bits on the same machine with the same versions and number of BLAS
+threads, whatever the process did before. On another processor, or with another BLAS or thread
+count, BLAS adds up its sums in another order: the last bits of the first steps differ, and in the
+end the weights do too, though they are equally good. The first weights, the order of images,
+augmentation and dropout masks don't come from BLAS; they are the same wherever NumPy draws the same
+numbers.
 """
 
 import math
@@ -42,10 +45,12 @@ from nnlib.types import Arrays
 
 @dataclass(eq=False, repr=False)
 class Trainer:
-    """One training run in the making. ``nnlib.train`` is the short way to use it, and explains the arguments.
+    """One training run in the making. ``nnlib.train`` is the short way to use it, and explains the
+    arguments.
 
-    ``step`` counts updates, ``epoch`` finished epochs. ``model`` has the current weights, ``evaluated`` the ones that
-    validation sees (their moving average if ``hp.ema`` is set). Callbacks may call ``stop``.
+    ``step`` counts updates, ``epoch`` finished epochs. ``model`` has the current weights,
+    ``evaluated`` the ones that validation sees (their moving average if ``hp.ema`` is set).
+    Callbacks may call ``stop``.
     """
 
     hp: Hyperparameters
@@ -111,7 +116,7 @@ class Trainer:
         return len(self.history)
 
     def limited_threads(self) -> AbstractContextManager[None]:
-        """Limit BLAS to ``threads``, or to what this network's products can use, inside a ``with``."""
+        """Limit BLAS, inside a ``with``, to ``threads`` or to what the products can use."""
         return blas_threads(self.threads or useful_threads(self.model, self.hp.batch_size))
 
     def stop(self, why: str) -> None:
@@ -137,8 +142,8 @@ class Trainer:
     def run(self, until: int | None = None) -> TrainingRun:
         """Train to the end of epoch ``until`` (default: all ``hp.epochs``) and return the run.
 
-        Raises TrainingDiverged when the loss stops being finite; the best and the last checkpoint stay. This and any
-        other exception has the run so far as its attribute ``run``.
+        Raises TrainingDiverged when the loss stops being finite; the best and the last checkpoint
+        stay. This and any other exception has the run so far as its attribute ``run``.
         """
         self.until = min(until or self.hp.epochs, self.hp.epochs)
         try:
@@ -177,7 +182,7 @@ class Trainer:
         self._write_history(directory)
 
     def _environment(self) -> dict[str, Any]:
-        """Return what the run depends on besides its hyperparameters: data, first weights, machine, libraries."""
+        """Return what else the run depends on: data, first weights, machine, libraries."""
         data = self.data
         return {
             "data": data.source,
@@ -257,7 +262,7 @@ class Trainer:
         )
 
     def snapshot(self, parameters: Arrays, record: Record) -> MLP:
-        """Return a separate network with a copy of ``parameters``, which knows where they come from."""
+        """Return a network with copies of ``parameters``, which knows where they come from."""
         model = self.model.with_parameters(copies(parameters))
         model.info = {
             "data": self.data.source,
@@ -269,7 +274,7 @@ class Trainer:
         return model
 
     def _train_epoch(self) -> None:
-        """Do the rest of the current epoch: all of it, or what a run that was broken off had left."""
+        """Do the rest of the current epoch: all of it, or what a broken-off run had left."""
         end = (self.epoch + 1) * self.steps_per_epoch
         while self.step < end:
             started = time.perf_counter()
@@ -322,7 +327,7 @@ class Trainer:
         self._call("on_epoch")
 
     def _validate(self) -> Evaluation:
-        """Evaluate the weights, and warn if something is wrong with them. Raises TrainingDiverged."""
+        """Evaluate the weights; warn if something is wrong, or raise TrainingDiverged."""
         looked_at = self.data.valid.take(slice(LOOKED_AT))
         with np.errstate(all="ignore"):
             valid = evaluate(self.evaluated, self.data.valid)
@@ -345,7 +350,7 @@ class Trainer:
             self.best_parameters[name][...] = p
 
     def _save(self) -> None:
-        """Save all that an exact resume needs; after an epoch with the best weights, their model first."""
+        """Save all that an exact resume needs, and before it the best model if it is new."""
         if self.directory is None:
             return
         if self._best_is_current():
@@ -358,7 +363,7 @@ class Trainer:
         directory.write_history(self.history, self.hp.epochs, remarks)
 
     def _refuse_divergence(self, loss: float, model: MLP) -> None:
-        """Raise TrainingDiverged if ``loss`` is not finite, naming step, rate and the first layer that isn't finite."""
+        """Raise TrainingDiverged unless ``loss`` is finite, naming step, rate and layer."""
         if math.isfinite(loss):
             return
         rate = self.learning_rate(self.step)
@@ -380,7 +385,7 @@ class Trainer:
 
 
 def _hook(callback: Any, name: str) -> Callable[[Trainer], Any]:
-    """Return the method called ``name``, or one that does nothing: a callback need not be a Callback."""
+    """Return the callback's method, or one that does nothing: it need not be a Callback."""
     found: Callable[[Trainer], Any] = getattr(callback, name, getattr(Callback(), name))
     return found
 
@@ -440,29 +445,34 @@ def train(
     loss: Loss | None = None,
     threads: int | None = None,
 ) -> TrainingRun:
-    """Train a network as ``hp`` says on ``data.train``, and validate it on ``data.valid`` after each epoch.
+    """Train a network as ``hp`` says on ``data.train``, and validate it on ``data.valid`` after
+    each epoch.
 
-    With ``run_dir`` everything is saved there along the way, and the same call goes on where a broken-off one stopped
-    (``resume=False`` starts again). More options, best given by name:
+    With ``run_dir`` everything is saved there along the way, and the same call goes on where a
+    broken-off one stopped (``resume=False`` starts again). More options, best given by name:
 
-    - ``progress=True`` shows a bar in a terminal or notebook, one line per epoch elsewhere; False is quiet;
+    - ``progress=True`` shows a bar in a terminal or notebook, one line per epoch elsewhere; False
+      is quiet;
     - ``callbacks=()`` are called at each step and epoch (see ``Callback``);
-    - ``init=None`` is a network to start from: its weights, and the preprocessing they were made for;
-    - ``loss=None``: a function of (logits, labels) that returns (value, dlogits), to train by instead of
-      ``softmax_cross_entropy``, which measures validation in any case;
-    - ``threads=None``: how many threads BLAS uses during the run, in the whole process; None gives small networks one.
-      Beside other busy processes, 1 can be many times faster than more, because threads wait for each other.
+    - ``init=None`` is a network to start from: its weights, and the preprocessing they were made
+      for;
+    - ``loss=None``: a function of (logits, labels) that returns (value, dlogits), to train by
+      instead of ``softmax_cross_entropy``, which measures validation in any case;
+    - ``threads=None``: how many threads BLAS uses during the run, in the whole process; None gives
+      small networks one. Beside other busy processes, 1 can be many times faster than more, because
+      threads wait for each other.
 
-    Ctrl-C ends the run after the current step and returns it. Raises TrainingDiverged, CheckpointError if ``run_dir``
-    belongs to another run or can't be written, and whatever a callback raises; each has the run so far as
-    ``error.run``.
+    Ctrl-C ends the run after the current step and returns it. Raises TrainingDiverged,
+    CheckpointError if ``run_dir`` belongs to another run or can't be written, and whatever a
+    callback raises; each has the run so far as ``error.run``.
     """
     trainer = Trainer(hp, data, run_dir, resume, progress, callbacks, init, loss, threads)
     return trainer.run()
 
 
 def load_run(run_dir: str | Path) -> TrainingRun:
-    """Return the run saved in ``run_dir`` without training. Raises CheckpointError if there is none."""
+    """Return the run saved in ``run_dir`` without training. Raises CheckpointError if there is
+    none."""
     directory = RunDirectory(run_dir)
     hp = Hyperparameters.from_dict(directory.read_json("hyperparameters.json"))
     history = History(directory.read_history())
@@ -470,10 +480,12 @@ def load_run(run_dir: str | Path) -> TrainingRun:
 
 
 def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> MLP:
-    """Return the untrained network that ``hp`` describes for ``data``, its preprocessing fitted on training images.
+    """Return the untrained network that ``hp`` describes for ``data``, its preprocessing fitted on
+    training images.
 
-    With ``init`` it has a copy of that network's weights, and its preprocessing, which the weights were made for.
-    Raises HyperparameterError if ``init`` is another network than ``hp`` and ``data`` need.
+    With ``init`` it has a copy of that network's weights, and its preprocessing, which the weights
+    were made for. Raises HyperparameterError if ``init`` is another network than ``hp`` and
+    ``data`` need.
     """
     images = data.train.images
     n_inputs = math.prod(images.shape[1:])

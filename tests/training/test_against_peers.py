@@ -1,4 +1,5 @@
-"""The same numbers in float64 from PyTorch's automatic differentiation and from scikit-learn, if they are installed.
+"""The same numbers in float64 from PyTorch's automatic differentiation and from scikit-learn, if
+they are installed.
 
 Tolerance: 1e-10 of the largest entry of each array, and of each entry that is not tiny beside it.
 """
@@ -203,7 +204,8 @@ def test_schedules_against_torch(torch, name, warmup):
 def torch_step(
     torch, optimizer, parameters, rate, clip_norm=math.inf, decoupled_l2=0.0, **_
 ) -> bool:
-    """One step of ``optimizer`` with what PyTorch's SGD has not built in; tells whether the gradient was cut."""
+    """One step of ``optimizer`` with what PyTorch's SGD has not built in; tells whether the
+    gradient was cut."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     with torch.no_grad():

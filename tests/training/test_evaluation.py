@@ -69,7 +69,10 @@ def test_labels_of_many_classes_do_not_overflow():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ((X, SPLIT.labels[:4]), r"^labels: int64 of shape \(4,\), but whole numbers of shape \(5,\)"),
+        (
+            (X, SPLIT.labels[:4]),
+            r"^labels: int64 of shape \(4,\), but whole numbers of shape \(5,\)",
+        ),
         ((X, SPLIT.labels / 2), "^labels: float64 of shape"),
         ((X[:0], SPLIT.labels[:0]), "^images: there are no images"),
         ((X,), "holds no images; .* or give images and labels"),

@@ -1,4 +1,5 @@
-"""Hyperparameters: what is allowed, what is refused and in which words, and the way to JSON and back."""
+"""Hyperparameters: what is allowed, what is refused and in which words, and the way to JSON and
+back."""
 
 import dataclasses
 import inspect
@@ -73,7 +74,7 @@ MAKERS = (Hyperparameters, Hyperparameters().replace, from_dict)
 
 
 def test_fields_that_need_another_are_refused_without_it():
-    with pytest.raises(HyperparameterError, match="^nesterov: True .* a momentum above 0"):
+    with pytest.raises(HyperparameterError, match=r"^nesterov: True .* a momentum above 0"):
         Hyperparameters(nesterov=True, momentum=0)
     assert Hyperparameters(nesterov=True).momentum == 0.9
     with pytest.raises(HyperparameterError, match=r"^l1_cut: 2\.0 .* units of l1"):

@@ -1,4 +1,5 @@
-"""The folder of a run: a run broken off anywhere ends as if it never had been, and the best models stay."""
+"""The folder of a run: a run broken off anywhere ends as if it never had been, and the best models
+stay."""
 
 import json
 import math
@@ -126,7 +127,8 @@ def test_results_whose_state_is_gone_are_not_written_over(tmp_path):
 
 
 def as_earlier_versions_left_it(folder: Path, hp: nnlib.Hyperparameters, last: bool) -> None:
-    """A run with two states, of steps 14 and 18, as they were kept before; or only the first of them."""
+    """A run with two states, of steps 14 and 18, as they were kept before; or only the first of
+    them."""
     train(hp, DATA, At(14, stop), run_dir=folder)
     older = (folder / "last.npz").read_bytes()
     train(hp, DATA, At(18, stop), run_dir=folder)
@@ -249,7 +251,7 @@ def test_the_state_of_another_network_or_other_data_is_refused():
     with pytest.raises(nnlib.CheckpointError, match=r"^state: parameters\.W1 .* \(48, 8\), found"):
         trainer.load(wide.state())
     other = Trainer(PLAIN, pictures(150, 1), progress=False)
-    with pytest.raises(nnlib.CheckpointError, match="^state: its data have the fingerprint"):
+    with pytest.raises(nnlib.CheckpointError, match=r"^state: its data have the fingerprint"):
         trainer.load(other.state())
 
 
@@ -275,7 +277,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    words = r"last\.npz: it cannot be written \(No space left on device\)\. Make room, or name another place"
+    words = r"last\.npz: it cannot be written \(No space left on device\)\. Make room, or name"
     with (
         monkeypatch.context() as patch,
         pytest.raises(nnlib.CheckpointError, match=words) as raised,
@@ -337,7 +339,9 @@ count, saving = events(root / "counted")
 killed = 0
 for n in range(30):
     folder = root / str(n)
-    moment = saving[len(saving) * n // 30 + rng.randrange(len(saving) // 30)] if n % 3 else rng.randrange(count)
+    moment = rng.randrange(count)
+    if n % 3:
+        moment = saving[len(saving) * n // 30 + rng.randrange(len(saving) // 30)]
     killed += train_and_die(folder, moment) == -signal.SIGKILL
     if (folder / "log.txt").exists():  # something was saved whole
         assert (folder / "last.npz").exists(), n

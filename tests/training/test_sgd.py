@@ -11,7 +11,8 @@ from nnlib.training.sgd import BLOCK, SGD, global_norm, soft_threshold
 
 
 def updates(gradients, rate=0.1, start=1.0, dtype=np.float64, **options):
-    """The values of one weight and one bias, both starting at ``start``, after each of ``gradients``."""
+    """The values of one weight and one bias, both starting at ``start``, after each of
+    ``gradients``."""
     parameters = {"W1": np.full((1, 1), start, dtype), "b1": np.full(1, start, dtype)}
     sgd, values = SGD(parameters, **options), []
     for gradient in gradients:
@@ -23,10 +24,11 @@ def updates(gradients, rate=0.1, start=1.0, dtype=np.float64, **options):
 
 
 def test_one_step_with_momentum_and_l2_by_hand():
-    # One linear layer, one image x = (1, 2) of class 0. Both columns of W are (1, 2), so both logits are 5 and both
-    # probabilities ½; dL/dlogits = (½ - 1, ½) = (-½, ½).
-    # dW = x' (-½, ½) + 0.1 W = ((-0.5, 0.5), (-1, 1)) + ((0.1, 0.1), (0.2, 0.2)) = ((-0.4, 0.6), (-0.8, 1.2)),
-    # db = (-0.5, 0.5), without L2. The velocity was 2 everywhere; with momentum ½ it is now 1 + gradient:
+    # One linear layer, one image x = (1, 2) of class 0. Both columns of W are (1, 2), so both
+    # logits are 5 and both probabilities ½; dL/dlogits = (½ - 1, ½) = (-½, ½).
+    # dW = x' (-½, ½) + 0.1 W = ((-0.5, 0.5), (-1, 1)) + ((0.1, 0.1), (0.2, 0.2))
+    #    = ((-0.4, 0.6), (-0.8, 1.2)), and db = (-0.5, 0.5), without L2.
+    # The velocity was 2 everywhere; with momentum ½ it is now 1 + gradient:
     # ((0.6, 1.6), (0.2, 2.2)) and (0.5, 1.5). With learning rate 0.1
     # W = ((1 - 0.06, 1 - 0.16), (2 - 0.02, 2 - 0.22)), b = (-0.05, -0.15).
     model, x, labels = MLP((2, 2), dtype=np.float64), np.array([[1.0, 2.0]]), np.array([0])
@@ -69,13 +71,15 @@ def test_update_rules(options, values, dtype, rtol):
 
 
 def test_decoupled_l2_shrinks_weights_beside_the_step_and_leaves_biases():
-    # (1 - 0.1 · 0.5) = 0.95: W = 0.95 - 0.1, then 0.95 · 0.85 - 0.15 = 0.6575; b as with momentum alone.
+    # (1 - 0.1 · 0.5) = 0.95: W = 0.95 - 0.1, then 0.95 · 0.85 - 0.15 = 0.6575;
+    # b as with momentum alone.
     _, found = updates([1, 1], momentum=0.5, decoupled_l2=0.5)
     np.testing.assert_allclose(found, [[0.85, 0.9], [0.6575, 0.75]], rtol=1e-14)
 
 
 def test_moving_average():
-    # keep = min(0.15, n/(10 + n)) = 1/11, 0.15, 0.15; the weights go 0.9, 0.8, 0.6 and the average starts at 1.
+    # keep = min(0.15, n/(10 + n)) = 1/11, 0.15, 0.15; the weights go 0.9, 0.8, 0.6 and the average
+    # starts at 1.
     sgd, found = updates([1, 1, 2], ema=0.15)
     np.testing.assert_allclose(
         found[:, 0], [0.9, 0.8, 0.6], rtol=1e-14
@@ -139,7 +143,8 @@ def test_l1_shrinks_the_first_layer_as_written_out_in_plain_numpy(options, cut):
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
 def test_l1_ends_at_the_solution_of_a_lasso_problem(options):
-    # With orthonormal columns, |y - X w|^2 / 2 + λ |w|_1 is smallest at the soft-thresholded least squares solution.
+    # With orthonormal columns, |y - X w|^2 / 2 + λ |w|_1 is smallest at the soft-thresholded least
+    # squares solution.
     rng = np.random.default_rng(0)
     X = np.linalg.qr(rng.normal(size=(30, 8)))[0]
     y = rng.normal(size=(30, 1))

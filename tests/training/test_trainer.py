@@ -1,4 +1,5 @@
-"""Training: what it computes, from which weights and images it starts, and that the same seed gives the same bits."""
+"""Training: what it computes, from which weights and images it starts, and that the same seed gives
+the same bits."""
 
 import inspect
 import math
