@@ -18,8 +18,8 @@ from contestants import epoch_seconds
 from matplotlib.figure import Figure
 
 import nnlib
-import nnlib.training.trainer
 from nnlib import plots
+from nnlib.training.history import History
 from nnlib.training.rundir import RunDirectory, machine
 
 ROOT = Path(__file__).parents[1]
@@ -45,18 +45,18 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 def settings(epochs: int) -> dict[str, nnlib.Hyperparameters]:
     """Return the hyperparameters of each row; the last is ``best`` but for its epochs."""
-    hp, rows = nnlib.RECIPES["classic"].replace(epochs=epochs), {}
+    hp, rows = nnlib.Hyperparameters.recipe("classic", epochs=epochs), {}
     for name, change in CHANGES.items():
         hp = rows[name] = hp.replace(**change)
     same = ("epochs", "decay_rate", "decay_every")  # the cosine schedule uses no decay
-    best = nnlib.RECIPES["best"]
+    best = nnlib.Hyperparameters.recipe("best")
     assert hp == best.replace(**{name: getattr(hp, name) for name in same}), (
         "the last row is not the recipe best"
     )
     return rows
 
 
-def row(name: str, history: nnlib.training.trainer.History) -> dict[str, Any]:
+def row(name: str, history: History) -> dict[str, Any]:
     """Return what a run's history says in the table."""
     best = history.best("valid_accuracy")["valid_accuracy"]
     train = history[-1]["train_accuracy"]
@@ -103,11 +103,11 @@ def main() -> None:
     for number, (name, hp) in enumerate(all_settings.items()):
         run = nnlib.train(hp, data, run_dir=options.runs / f"{options.epochs}-epochs-{number:02}")
         rows.append(row(name, run.history))
-    shipped = nnlib.training.trainer.History(
-        RunDirectory(ROOT / "data" / "runs" / "best").read_history()
-    )
+    shipped = History(RunDirectory(ROOT / "data" / "runs" / "best").read_history())
     rows.append(row(f"{len(shipped)} epochs", shipped))
-    for each, hp in zip(rows, [*all_settings.values(), nnlib.RECIPES["best"]], strict=True):
+    for each, hp in zip(
+        rows, [*all_settings.values(), nnlib.Hyperparameters.recipe("best")], strict=True
+    ):
         each["minutes"] = each["epochs"] * epoch_seconds(hp, data) / 60
     document = {
         "machine": machine(),

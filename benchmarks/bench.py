@@ -199,7 +199,10 @@ def accuracy(arena: Arena, quick: bool) -> dict[str, Any]:
                     reached |= {"seconds": time.perf_counter() - started, "epoch": trainer.epoch}
 
         run = nnlib.train(
-            nnlib.RECIPES["fast"].replace(seed=seed), data, progress=False, callbacks=[Watch()]
+            nnlib.Hyperparameters.recipe("fast", seed=seed),
+            data,
+            progress=False,
+            callbacks=[Watch()],
         )
         row = {
             "seed": seed,
@@ -362,8 +365,8 @@ def threads(arena: Arena, quick: bool) -> dict[str, Any]:
 def recipes(arena: Arena, quick: bool) -> dict[str, Any]:
     """Seconds of an epoch of each recipe, with as many threads as its trainer chooses."""
     data = nnlib.load_dataset("auto", download=False)
-    chosen = list(nnlib.RECIPES.items())[: 2 if quick else None]
-    seconds = {name: epoch_seconds(hp, data) for name, hp in chosen}
+    chosen = nnlib.Hyperparameters.recipes()[: 2 if quick else None]
+    seconds = {name: epoch_seconds(nnlib.Hyperparameters.recipe(name), data) for name in chosen}
     table = pd.DataFrame({"recipe": seconds.keys(), "seconds_per_epoch": seconds.values()})
     say(f"recipes: an epoch's steps on {data.source} (medians of 40 steps)", table.round(2))
     return {"data": data.source, "rows": records(table)}

@@ -92,15 +92,6 @@ class Nnlib:
             self.trainer.train_step()
 
 
-class Unfused(Nnlib):
-    """The same, but the gradient is computed first, and added to the velocity in a second pass."""
-
-    def __init__(self, work: Work) -> None:
-        super().__init__(work)
-        sgd = self.trainer.optimizer
-        sgd.into, sgd.factor = {name: np.zeros_like(p) for name, p in sgd.parameters.items()}, 0.0
-
-
 class PyTorch:
     """Eager PyTorch, as its tutorials write it."""
 
@@ -268,7 +259,6 @@ class ProductsAlone:
 
 CONTESTANTS: dict[str, Callable[[Work], Any]] = {
     "nnlib": Nnlib,
-    "nnlib, momentum not fused": Unfused,
     "PyTorch eager": PyTorch,
     "scikit-learn": ScikitLearn,
     "NumPy, float64": PlainNumPy64,

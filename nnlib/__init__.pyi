@@ -20,15 +20,16 @@ from .searching.search import search
 from .searching.spaces import integers, loguniform, uniform
 from .training.callbacks import Callback, Diagnostics
 from .training.evaluation import Evaluation, evaluate
-from .training.hyperparameters import RECIPES, Hyperparameters
+from .training.history import TrainingRun
+from .training.hyperparameters import Hyperparameters
+from .training.rates import find_learning_rate
 from .training.schedules import make_schedule
-from .training.trainer import Trainer, TrainingRun, find_learning_rate, load_run, train
+from .training.trainer import Trainer, load_run, train
 from .widgets.playground import LivePlot
 
 __all__ = [
     "ACTIVATIONS",
     "MLP",
-    "RECIPES",
     "Activation",
     "Callback",
     "CheckpointError",

@@ -23,7 +23,7 @@ from nnlib.data.dataset import Dataset
 from nnlib.errors import HyperparameterError, NNLibError
 from nnlib.network.mlp import MLP
 from nnlib.searching import Range, SearchResults, checked, plan
-from nnlib.training.hyperparameters import RECIPES, Hyperparameters
+from nnlib.training.hyperparameters import Hyperparameters
 
 HELP = """A fully connected network for CIFAR-10, written by hand in NumPy.
 
@@ -105,7 +105,7 @@ Overrides = Annotated[
     Options,
     Parameter(name="*", group="Hyperparameters (they override the recipe and the file)"),
 ]
-RecipeName: Any = Literal[tuple(RECIPES)]
+RecipeName: Any = Literal[Hyperparameters.recipes()]
 Recipe = Annotated[
     RecipeName | None,
     Parameter(help="Hyperparameters to start from; `nnlib recipes` shows them."),
@@ -481,7 +481,8 @@ def recipes() -> Record:
     """Show the recipes: named hyperparameters, and where they differ from the defaults."""
     defaults = vars(Hyperparameters())
     found: Record = {}
-    for recipe, hp in RECIPES.items():
+    for recipe in Hyperparameters.recipes():
+        hp = Hyperparameters.recipe(recipe)
         found[recipe] = {name: v for name, v in vars(hp).items() if v != defaults[name]}
     return found
 

@@ -114,9 +114,9 @@ def test_json_alone_on_stdout(capsys, small_data: nnlib.Dataset):
 def test_recipes_as_a_file_of_options(capsys):
     status, out, _ = given(capsys, "recipes", "--json")
     found = json.loads(out)
-    assert status == 0 and set(found) == set(nnlib.RECIPES)
+    assert status == 0 and set(found) == set(Hyperparameters.recipes())
     for name, differing in found.items():
-        assert Hyperparameters(**differing) == nnlib.RECIPES[name]
+        assert Hyperparameters(**differing) == Hyperparameters.recipe(name)
     assert "  learning_rate: 0.2\n" in given(capsys, "recipes")[1]
 
 

@@ -26,7 +26,7 @@ from nnlib.data.dataset import Dataset
 from nnlib.errors import one_of
 from nnlib.files import AnyPath, user_path, write_bytes, write_text
 from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks
-from nnlib.training.hyperparameters import RECIPES
+from nnlib.training.hyperparameters import Hyperparameters
 
 # Lines that notebooks print and the title page repeats: what was measured in this very run.
 TEST = r"(?:\w+ +)?test (?:loss|accuracy)(?= \d)"  # the name of a network may stand before it
@@ -89,7 +89,7 @@ def build(
         "quick": quick,
     }
     if recipe:
-        parameters["recipe"] = one_of(RECIPES, "recipe", recipe)
+        parameters["recipe"] = one_of(Hyperparameters.recipes(), "recipe", recipe)
     pages = _run_all(paths, parameters, {"NNLIB_FIGURES_DIR": str(figures.resolve())})
     missing = ""
     if len(pages) < len(paths):

@@ -38,9 +38,10 @@ from nnlib.searching.results import (
 )
 from nnlib.searching.spaces import Range, Settings, checked, draw, grid
 from nnlib.training.callbacks import Callback, in_notebook
+from nnlib.training.history import History
 from nnlib.training.hyperparameters import Hyperparameters
 from nnlib.training.rundir import RunDirectory, machine
-from nnlib.training.trainer import History, Trainer
+from nnlib.training.trainer import Trainer
 
 METHODS = ("grid", "random", "tpe", "halving")
 STATE = ("hyperparameters.json", "environment.json", "last.npz")  # files that an exact resume needs

@@ -1,4 +1,4 @@
-"""The folder of one training run: what was asked, what happened epoch by epoch, the best weights, the last state."""
+"""The folder of one training run: its settings, its history, the best weights, the last state."""
 
 import csv
 import json
@@ -6,301 +6,301 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnlib.errors import CheckpointError
-from nnlib.files import write_text
-from nnlib.network import saving as checkpoints
+from nnlib.files import user_path, write_text
+from nnlib.network.mlp import MLP
+from nnlib.network.saving import read_arrays, save_model, write_arrays
+from nnlib.training.history import History, Record, State, Tally, describe
 
-if TYPE_CHECKING:
-    from nnlib.training.trainer import Trainer
-
-Record = dict[str, Any]
-
-
-def describe(record: Record, epochs: int) -> str:
-    """Return one epoch's record as a line of text."""
-    text = "epoch {epoch:3d}/{epochs}  learning rate {learning_rate:.5f}  train loss {train_loss:.4f} accuracy "
-    text += "{train_accuracy:.4f}  valid loss {valid_loss:.4f} accuracy {valid_accuracy:.4f}  {seconds:.1f} s"
-    return text.format_map(record | {"epochs": epochs})
+HYPERPARAMETERS = "hyperparameters.json"
+ENVIRONMENT = "environment.json"
+HISTORY = "history.csv"
+LOG = "log.txt"
+ANEW = "name another run_dir, or write over it with resume=False (--no-resume)"
 
 
 class RunDirectory:
-    """Reads and writes ``hyperparameters.json``, ``environment.json``, ``history.csv``, ``log.txt`` and checkpoints.
+    """Reads and writes ``hyperparameters.json``, ``environment.json``, ``history.csv``, ``log.txt``
+    and checkpoints.
 
-    ``last.npz`` holds all that an exact resume needs, ``previous.npz`` the one before it, ``best.npz`` the best model,
-    and ``best-epoch-0007.npz`` that of epoch 7 if it is among the next best and as many are wanted.
+    ``best.npz`` is the best model so far, ``last.npz`` the ``State`` that an exact resume needs.
+    One state is enough: it is written beside the old one, flushed to the disk and then renamed, so
+    that a process or a machine that dies at any moment leaves the old state or the new one, and a
+    run may go on from either. (Earlier versions also kept the state before it, ``previous.npz``. A
+    run that has only this one goes on from it.)
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.best, self.last, self.previous = (
-            self.path / f"{n}.npz" for n in ("best", "last", "previous")
-        )
+        self.path = user_path(path)
+        self.best = self.path / "best.npz"
+        self.last = self.path / "last.npz"
+        self.previous = self.path / "previous.npz"
 
     def locked(self, wait: float = 0) -> AbstractContextManager[Any]:
-        """Hold the folder for this process. Raises CheckpointError if another trains in it (after ``wait`` seconds)."""
-        from filelock import (
-            FileLock,
-            Timeout,
-        )  # imported here: `import nnlib` stays as fast as `import numpy`
+        """Make the folder and hold it for this process.
+
+        Raises CheckpointError if another process trains in it (after ``wait`` seconds), or if it
+        can't be made.
+        """
+        # imported here: `import nnlib` stays as fast as `import numpy`
+        from filelock import FileLock, Timeout
 
         try:
-            return FileLock(self.path / ".lock").acquire(timeout=wait)  # which makes the folder
+            return FileLock(self.path / ".lock").acquire(timeout=wait)  # this makes the folder
         except Timeout:
             problem = "another process is training in this folder; wait for it"
         except OSError as error:
             problem = f"no folder can be made here ({error.strerror}); name another"
         raise CheckpointError(f"{self.path}: {problem}.")
 
-    def open(self, trainer: "Trainer", resume: bool) -> None:
-        """Bring ``trainer`` to the state that is saved here, or start the folder anew.
+    def claim(
+        self, hyperparameters: Mapping[str, Any], environment: Mapping[str, Any], resume: bool
+    ) -> State | None:
+        """Decide whether the run described here may use this folder, and return the state to go on
+        from.
 
-        Raises CheckpointError, naming what differs, if the folder belongs to another run.
+        None means: start at the first step; what an earlier run left is deleted. Raises
+        CheckpointError, naming what is in the way, if the folder holds another run, the results of
+        a run whose state is lost, or files of our names that no run has written. With
+        ``resume=False`` all of that is given up and deleted.
         """
-        for part in self.path.glob(".*.part"):
-            part.unlink()  # what a killed process was writing
-        if resume and (self.last.exists() or self.previous.exists()):
-            self._refuse_other_run(trainer)
-            self._restore(trainer)
-            trainer.stop_early()
-            self._write_history(trainer)
-        else:
-            if resume and self.best.exists() and not (self.path / "hyperparameters.json").exists():
-                remedy = "name another run_dir, or write over it with resume=False (--no-resume)"
-                raise CheckpointError(
-                    f"{self.path}: the model in it is of no run that can go on; {remedy}."
-                )
-            for path in (self.last, self.previous):
-                path.unlink(missing_ok=True)
-        if (
-            trainer.history
-        ):  # the state knows the best weights: a file that is damaged, or ahead of it, is put right
-            checkpoints.save_model(trainer.result().model, self.best)
-        self._prune(trainer)
-        write_text(
-            self.path / "hyperparameters.json", json.dumps(trainer.hp.to_dict(), indent=2) + "\n"
-        )
-        write_text(
-            self.path / "environment.json", json.dumps(self._environment(trainer), indent=2) + "\n"
-        )
+        if not resume:
+            self._clear()
+            return None
+        if not self._made_by_a_run():
+            found = [path.name for path in self._files() if path.exists()]
+            if found:
+                problem = f"{', '.join(found)} in it: of no run that can go on"
+                raise CheckpointError(f"{self.path}: {problem}; {ANEW}.")
+        path = self._state_file()
+        if path is not None:
+            self._refuse_other_run(hyperparameters, environment)
+            state = self._read_state(path)
+            self._delete_parts()
+            return state
+        if (self.path / HISTORY).exists():
+            problem = f"it holds a run whose {self.last.name} is gone, which cannot go on"
+            raise CheckpointError(f"{self.path}: {problem}; {ANEW}.")
+        self._clear()
+        return None
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Return the object in a file of JSON. Raises CheckpointError if it cannot be read."""
-        try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.path / name}: it cannot be read ({error}); is this a run folder?"
-            ) from None
-        if not isinstance(value, dict):
-            raise CheckpointError(
-                f"{self.path / name}: it holds {type(value).__name__}, but an object is needed."
-            )
-        return value
+    def describe_run(
+        self, hyperparameters: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> None:
+        """Write down which run this folder belongs to; the first thing that a run writes."""
+        self._write_json(HYPERPARAMETERS, hyperparameters)
+        self._write_json(ENVIRONMENT, environment)
+
+    def save(self, state: State) -> None:
+        """Write all that an exact resume needs. Raises CheckpointError if there is no room."""
+        meta = {
+            "kind": "state",
+            "step": state.step,
+            "tally": asdict(state.tally),
+            "history": state.history,
+            "warnings": state.warnings,
+            "fingerprint": state.fingerprint,
+        }
+        write_arrays(self.last, state.arrays, meta)
+        self.previous.unlink(missing_ok=True)  # of an earlier version; never needed from now on
+
+    def save_best(self, model: MLP) -> None:
+        """Write the model with the best weights so far."""
+        save_model(model, self.best)
+
+    def write_history(self, history: History, epochs: int, remarks: Sequence[str] = ()) -> None:
+        """Write ``history.csv`` and ``log.txt`` anew, so that they always agree with the state.
+
+        ``epochs`` is how many there will be; ``remarks`` are the lines below the epochs in
+        ``log.txt``.
+        """
+        if not history:
+            return
+        # a callback that measures may have been added in the middle of a run: a column begins there
+        names: dict[str, None] = {}
+        for record in history:
+            names.update(dict.fromkeys(record))
+        rows = [list(names)]
+        for record in history:
+            rows.append([str(record.get(name, "nan")) for name in names])
+        write_text(self.path / HISTORY, "".join(",".join(row) + "\n" for row in rows))
+        lines = [describe(record, epochs) for record in history]
+        lines += [remark for remark in remarks if remark]
+        write_text(self.path / LOG, "\n".join(lines) + "\n")
 
     def read_history(self) -> list[Record]:
         """Return the records in ``history.csv``, numbers as numbers."""
+        path = self.path / HISTORY
+        records = []
         try:
-            with (self.path / "history.csv").open(newline="", encoding="utf-8") as file:
-                whole = ("epoch", "step")
-                return [
-                    {k: int(v) if k in whole else float(v) for k, v in row.items()}
-                    for row in csv.DictReader(file)
-                ]
-        except (OSError, ValueError, TypeError) as error:
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    record: Record = {name: float(text) for name, text in row.items()}
+                    record["epoch"] = int(row["epoch"])
+                    record["step"] = int(row["step"])
+                    records.append(record)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path}: it cannot be read ({error}).") from None
+        return records
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in a JSON file. Raises CheckpointError if it can't be read."""
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self.path / 'history.csv'}: it cannot be read ({error})."
+                f"{path}: it cannot be read ({error}); is this a run folder?"
+            ) from None
+        if not isinstance(value, dict):
+            found = type(value).__name__
+            raise CheckpointError(f"{path}: it holds {found}, but an object is needed.")
+        return value
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        write_text(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def _files(self) -> list[Path]:
+        """Return the files a run writes here, last the one that says whose they are."""
+        return [
+            self.path / HISTORY,
+            self.path / LOG,
+            self.best,
+            *sorted(self.path.glob("best-epoch-????.npz")),  # of earlier versions
+            self.last,
+            self.previous,
+            self.path / ENVIRONMENT,
+            self.path / HYPERPARAMETERS,
+        ]
+
+    def _clear(self) -> None:
+        """Delete what an earlier run left."""
+        self._delete_parts()
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _delete_parts(self) -> None:
+        """Delete what a killed process was writing."""
+        for path in self._files():
+            for part in self.path.glob(f".{path.name}.*.part"):
+                part.unlink()
+
+    def _made_by_a_run(self) -> bool:
+        """Return whether a run has written its settings here, as it does before all else."""
+        if not (self.path / HYPERPARAMETERS).exists():
+            return False
+        return "hidden_sizes" in self.read_json(HYPERPARAMETERS)
+
+    def _state_file(self) -> Path | None:
+        """Return the file with the last state, None if there is none."""
+        for path in (self.last, self.previous):
+            if path.exists():
+                return path
+        return None
+
+    def _read_state(self, path: Path) -> State:
+        """Return the state in ``path``. Raises CheckpointError if it is damaged."""
+        remedy = "say resume=False (--no-resume) to start again"
+        if path != self.previous and self.previous.exists():
+            remedy = f"delete it to go on from {self.previous.name}, or {remedy}"
+        try:
+            arrays, meta = read_arrays(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Or {remedy}.") from None
+        try:
+            return State(
+                arrays=arrays,
+                step=meta["step"],
+                tally=Tally(**meta["tally"]),
+                history=History(meta["history"]),
+                warnings=dict(meta["warnings"]),
+                fingerprint=meta.get("fingerprint", ""),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: it holds no training state ({error}); {remedy}."
             ) from None
 
-    def save(self, trainer: "Trainer", finished: bool = False) -> None:
-        """Write the trainer's whole state; the one before it becomes ``previous.npz``.
-
-        At the end of an epoch, ``finished``, its model is written too if it is among the best.
-        """
-        if finished:
-            self._save_best(trainer)
-        groups = self._groups(trainer)
-        if trainer.history and trainer.history.best(trainer.hp.select_by)["step"] == trainer.step:
-            del groups["best."]  # they are the present ones
-        arrays = {group + name: a for group, values in groups.items() for name, a in values.items()}
-        meta = {
-            "kind": "state",
-            "step": trainer.step,
-            "tally": asdict(trainer.tally),
-            "history": trainer.history,
-        }
-        meta |= {"warnings": trainer.warnings, "fingerprint": trainer.data.fingerprint}
-        if self.last.exists():
-            self.last.replace(self.previous)
-        arrays |= checkpoints.preprocessing_arrays(trainer.model.preprocessing)
-        checkpoints.write_arrays(self.last, arrays, meta)
-        self._write_history(trainer)
-        self._prune(trainer)
-
-    def _groups(self, trainer: "Trainer") -> dict[str, dict[str, Any]]:
-        """Return all arrays that a state consists of, by the beginnings of their names."""
-        sgd = trainer.optimizer
-        groups = {
-            "parameters.": trainer.model.parameters,
-            "velocity.": sgd.velocity,
-            "average.": sgd.average,
-        }
-        return groups | {"best.": trainer.best_parameters}
-
-    def _models(self, trainer: "Trainer") -> dict[Path, Record]:
-        """Return which files hold the best models, the best first, and the records of their epochs."""
-        ranked = trainer.history.ranked(trainer.hp.select_by)[: trainer.keep_best]
-        names = ["best.npz", *(f"best-epoch-{record['epoch']:04d}.npz" for record in ranked[1:])]
-        return {self.path / name: record for name, record in zip(names, ranked, strict=False)}
-
-    def _save_best(self, trainer: "Trainer") -> None:
-        """Write the finished epoch's model if it is among the best; a best one before it becomes the second."""
-        models, record = self._models(trainer), trainer.history[-1]
-        if record is models[self.best] and len(models) > 1:
-            self.best.replace([*models][1])
-        for path in [path for path, best in models.items() if best is record]:
-            checkpoints.save_model(trainer.snapshot(trainer.evaluated.parameters, record), path)
-
-    def _prune(self, trainer: "Trainer") -> None:
-        """Delete the models that are not, or no longer, among the best."""
-        for path in set(self.path.glob("best*.npz")) - set(self._models(trainer)):
-            path.unlink()
-
-    def _write_history(self, trainer: "Trainer") -> None:
-        """Write history.csv and log.txt anew from the history, so that they always agree with the saved state."""
-        if not trainer.history:
-            return
-        names = dict.fromkeys(name for record in trainer.history for name in record)
-        rows = [names, *([record.get(name, "nan") for name in names] for record in trainer.history)]
-        write_text(
-            self.path / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows)
-        )
-        lines = [describe(record, trainer.hp.epochs) for record in trainer.history]
-        lines += [*trainer.warnings.values(), trainer.stopped]
-        write_text(self.path / "log.txt", "\n".join(filter(None, lines)) + "\n")
-
-    def _restore(self, trainer: "Trainer") -> None:
-        arrays, meta = self._read_state()
-        if "best.W1" not in arrays:  # they are the present ones
-            present = "average." if trainer.hp.ema else "parameters."
-            arrays |= {
-                name.replace(present, "best."): a
-                for name, a in arrays.items()
-                if name.startswith(present)
-            }
-        for group, targets in self._groups(trainer).items():
-            checkpoints.copy_arrays(targets, arrays, self.last, group)
-        trainer.model.preprocessing = trainer.evaluated.preprocessing = (
-            checkpoints.preprocessing_from(arrays)
-        )
-        trainer.step = trainer.optimizer.steps = meta["step"]
-        trainer.history[:], trainer.warnings = meta["history"], meta["warnings"]
-        trainer.tally = replace(trainer.tally, **meta["tally"])
-
-    def _read_state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the last state, or the one before it where the last is damaged."""
-        try:
-            return checkpoints.read_arrays(self.last)
-        except CheckpointError as error:
-            if not self.previous.exists():
-                raise CheckpointError(
-                    f"{error} Or say resume=False (--no-resume) to start again."
-                ) from None
-            print(f"{error}\nGoing on from the state before it, {self.previous.name}.")
-            state = checkpoints.read_arrays(self.previous)
-            self.last.unlink(
-                missing_ok=True
-            )  # or the next save would put it in the place of the good one
-            return state
-
-    def _refuse_other_run(self, trainer: "Trainer") -> None:
-        now, was = trainer.hp.to_dict(), self.read_json("hyperparameters.json")
-        differ = [
-            f"{k} was {was.get(k)!r}, now {v!r}"
-            for k, v in now.items()
-            if was.get(k) != v and k != "epochs"
-        ]
-        known = self.read_json("environment.json")
-        if known.get("fingerprint") != trainer.data.fingerprint:
-            differ.append(
-                f"the data had the fingerprint {known.get('fingerprint')}, now {trainer.data.fingerprint}"
-            )
-        if not differ and known.get("initial_weights") != trainer.initial["sha256"]:
+    def _refuse_other_run(
+        self, hyperparameters: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> None:
+        """Raise CheckpointError, naming every difference, if the folder holds another run."""
+        was = self.read_json(HYPERPARAMETERS)
+        known = self.read_json(ENVIRONMENT)
+        differ = []
+        for name, value in hyperparameters.items():
+            if name != "epochs" and was.get(name) != value:
+                differ.append(f"{name} was {was.get(name)!r}, now {value!r}")
+        before, now = known.get("fingerprint"), environment["fingerprint"]
+        if before != now:
+            differ.append(f"the data had the fingerprint {before}, now {now}")
+        # other settings begin with other weights, too: worth saying only if nothing else differs
+        if not differ and known.get("initial_weights") != environment["initial_weights"]:
             differ.append("it began with other weights (init=...)")
         if differ:
-            remedy = (
-                "Name another run_dir, or say resume=False (--no-resume) to start this one again."
-            )
+            remedy = "Name another run_dir, or say resume=False (--no-resume) to start again here."
             raise CheckpointError(
                 f"{self.path}: it holds another run: {'; '.join(differ)}. {remedy}"
             )
-        if was["epochs"] != now["epochs"] and now["schedule"] in ("cosine", "one_cycle"):
+        epochs = hyperparameters["epochs"]
+        if was["epochs"] != epochs and hyperparameters["schedule"] in ("cosine", "one_cycle"):
             print(
-                f"epochs was {was['epochs']}, now {now['epochs']}: the schedule follows the new length from here."
+                f"epochs was {was['epochs']}, now {epochs}: "
+                "the schedule follows the new length from here."
             )
 
-    def _environment(self, trainer: "Trainer") -> dict[str, Any]:
-        data = trainer.data
-        images = {name: len(getattr(data, name)) for name in ("train", "valid", "test")}
-        about = {"data": data.source, "fingerprint": data.fingerprint, "images": images}
-        return (
-            about | {"initial_weights": trainer.initial["sha256"]} | machine() | {"blas": _blas()}
-        )
+
+def blas_libraries() -> list[dict[str, Any]]:
+    """Return name, version, kernels and threads of NumPy's BLAS and of SciPy's, which trains."""
+    import scipy.linalg.blas  # noqa: F401
+    from threadpoolctl import threadpool_info
+
+    libraries = []
+    for info in threadpool_info():
+        if info["user_api"] == "blas":
+            names = ("internal_api", "version", "architecture", "num_threads")
+            libraries.append({name: info.get(name) for name in names})
+    return libraries
 
 
 @cache
 def machine() -> dict[str, Any]:
-    """Return versions and hardware, and the commit of the checkout that nnlib runs from, if it is one."""
-    versions = {
+    """Return versions, hardware, and the commit if nnlib runs from a checkout."""
+    return {
         "python": platform.python_version(),
-        **{n: version(n) for n in ("nnlib", "numpy", "scipy")},
+        "nnlib": version("nnlib"),
+        "numpy": version("numpy"),
+        "scipy": version("scipy"),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "commit": _commit(Path(__file__).parents[2]),
     }
-    machine = {"platform": platform.platform(), "cpu": _cpu(), "cores": os.cpu_count()}
-    return versions | machine | {"commit": _commit(Path(__file__).parents[2])}
 
 
 def _cpu() -> str:
     """Return the processor's name, which Python does not know on Linux."""
     known = Path("/proc/cpuinfo")
-    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-
-
-def _blas() -> list[dict[str, Any]]:
-    """Return name, version, kernels and threads of each BLAS in this process: NumPy's and SciPy's, which trains."""
-    import scipy.linalg.blas  # noqa: F401
-    from threadpoolctl import threadpool_info
-
-    names = ("internal_api", "version", "architecture", "num_threads")
-    return [
-        {name: info.get(name) for name in names}
-        for info in threadpool_info()
-        if info["user_api"] == "blas"
-    ]
+    if known.exists():
+        for line in known.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor()
 
 
 def _commit(checkout: Path) -> str | None:
-    """Return the checkout's commit, with ``-dirty`` behind it if files differ from it; None if there is none."""
+    """Return the commit, None if there is none; it ends in ``-dirty`` if files differ from it."""
     if not (checkout / ".git").exists() or not shutil.which("git"):
         return None
-    command = [
-        "git",
-        "--no-optional-locks",
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    return (
-        subprocess.run(command, cwd=checkout, capture_output=True, text=True).stdout.strip() or None
-    )
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+    return done.stdout.strip() or None

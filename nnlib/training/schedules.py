@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: pure functions, so that a resumed run needs to remember nothing."""
+"""The learning rate as a pure function of the step: a resumed run has nothing to remember."""
 
 import math
 from collections.abc import Callable
@@ -21,36 +21,58 @@ def make_schedule(
 ) -> Schedule:
     """Return the schedule called ``name`` as a function of the step (0 is the first update).
 
-    ``step`` multiplies the rate by ``decay_rate`` once for each ``decay_every`` steps done, ``exponential`` without the
-    stairs, neither below ``min_learning_rate``. ``cosine`` is half a cosine from the full rate at step 0 to
-    ``min_learning_rate`` at the last (Loshchilov and Hutter 2017); ``one_cycle`` a line from 1/25 of the rate up to it
-    in 30 % of the steps, then a cosine (Smith 2018).
+    - ``constant`` stays at the full rate.
+    - ``step`` multiplies the rate by ``decay_rate`` after every ``decay_every`` steps;
+      ``exponential`` does the same without stairs. Neither falls below ``min_learning_rate``.
+    - ``cosine`` is half a cosine, from the full rate at step 0 to ``min_learning_rate`` at the end
+      (Loshchilov and Hutter 2017).
+    - ``one_cycle`` is a line from 1/25 of the rate up to it in 30 % of the steps, then a cosine
+      (Smith 2018).
 
-    ``warmup_steps`` puts a straight line from 0 up to the full rate in front of it (Goyal et al. 2017); the schedule
-    proper then runs over the remaining steps. Raises HyperparameterError for a name that is not known.
+    ``warmup_steps`` puts a straight line from 0 up to the full rate in front (Goyal et al. 2017);
+    the schedule itself then runs over the remaining steps. Raises HyperparameterError for an
+    unknown name.
     """
-    rate, floor, total = learning_rate, min_learning_rate, max(total_steps - warmup_steps, 1)
-    top, low = max(round(0.3 * total), 1), rate / 25  # of one_cycle
+    one_of(SCHEDULES, "schedule", name)
+    rate = learning_rate
+    floor = min_learning_rate
+    steps = max(total_steps - warmup_steps, 1)  # of the schedule itself
 
-    def cosine(step: int, total: int = total) -> float:
-        return floor + (rate - floor) * 0.5 * (
-            1 + math.cos(math.pi * min(step / max(total, 1), 1.0))
-        )
+    def half_cosine(step: int, length: int) -> float:
+        done = min(step / max(length, 1), 1.0)
+        return floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    def constant(step: int) -> float:
+        return rate
+
+    def stairs(step: int) -> float:
+        return max(rate * decay_rate ** (step // decay_every), floor)
+
+    def exponential(step: int) -> float:
+        return max(rate * decay_rate ** (step / decay_every), floor)
+
+    def cosine(step: int) -> float:
+        return half_cosine(step, steps)
+
+    def one_cycle(step: int) -> float:
+        top = max(round(0.3 * steps), 1)
+        if step < top:
+            low = rate / 25
+            return low + (rate - low) * step / top
+        return half_cosine(step - top, steps - top)
 
     schedules: dict[str, Schedule] = {
-        "constant": lambda step: rate,
-        "step": lambda step: max(rate * decay_rate ** (step // decay_every), floor),
-        "exponential": lambda step: max(rate * decay_rate ** (step / decay_every), floor),
+        "constant": constant,
+        "step": stairs,
+        "exponential": exponential,
         "cosine": cosine,
-        "one_cycle": lambda step: (
-            low + (rate - low) * step / top if step < top else cosine(step - top, total - top)
-        ),
+        "one_cycle": one_cycle,
     }
-    after = schedules[one_of(SCHEDULES, "schedule", name)]
+    after_warmup = schedules[name]
 
     def schedule(step: int) -> float:
-        return (
-            rate * (step + 1) / warmup_steps if step < warmup_steps else after(step - warmup_steps)
-        )
+        if step < warmup_steps:
+            return rate * (step + 1) / warmup_steps
+        return after_warmup(step - warmup_steps)
 
     return schedule

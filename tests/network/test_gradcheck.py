@@ -63,7 +63,7 @@ def test_after_some_steps_of_training(activation):
     sgd = SGD(model.parameters, momentum=0.9)
     for _ in range(20):
         _, dlogits = smoothed(model.forward(x), labels)
-        model.backward(dlogits, 0.01, out=sgd.into, factor=sgd.factor)
+        model.backward(dlogits, 0.01, out=sgd.gradients)
         sgd.step(0.05)
     for method in METHODS:
         check_gradients(

@@ -35,7 +35,7 @@ def fit(model: MLP, x, labels, steps: int, rate: float) -> float:
     sgd = SGD(model.parameters)
     for _ in range(steps):
         loss, _ = softmax_cross_entropy(model.forward(x), labels)
-        model.backward(softmax_cross_entropy(model.forward(x), labels)[1], out=sgd.into)
+        model.backward(softmax_cross_entropy(model.forward(x), labels)[1], out=sgd.gradients)
         sgd.step(rate)
     return float(loss)
 

@@ -19,7 +19,7 @@ from nnlib.network.gradcheck import GradientReport, ParameterCheck
 from nnlib.plots import evaluation as evaluation_plots
 from nnlib.plots import gradients, images, network, search, training, weights
 from nnlib.searching.results import SearchResults, Trial
-from nnlib.training.trainer import RangeTest
+from nnlib.training.rates import RangeTest
 
 CLASSES = ("cat", "dog", "frog")
 

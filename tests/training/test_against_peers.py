@@ -1,4 +1,5 @@
-"""The same numbers in float64 from PyTorch's automatic differentiation and from scikit-learn, if they are installed.
+"""The same numbers in float64 from PyTorch's automatic differentiation and from scikit-learn, if
+they are installed.
 
 Tolerance: 1e-10 of the largest entry of each array, and of each entry that is not tiny beside it.
 """
@@ -203,7 +204,8 @@ def test_schedules_against_torch(torch, name, warmup):
 def torch_step(
     torch, optimizer, parameters, rate, clip_norm=math.inf, decoupled_l2=0.0, **_
 ) -> bool:
-    """One step of ``optimizer`` with what PyTorch's SGD has not built in; tells whether the gradient was cut."""
+    """One step of ``optimizer`` with what PyTorch's SGD has not built in; tells whether the
+    gradient was cut."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     with torch.no_grad():
@@ -238,7 +240,7 @@ def test_twenty_steps_of_every_optimiser_and_schedule_against_torch(torch, optim
     )
     for step in range(STEPS):
         _, dlogits = softmax_cross_entropy(model.forward(x), labels)
-        model.backward(dlogits, l2, out=ours.into, factor=ours.factor)
+        model.backward(dlogits, l2, out=ours.gradients)
         ours.step(rate(step))
         theirs.zero_grad()
         logits = torch_forward(torch, model, parameters, x)
@@ -291,8 +293,7 @@ def test_epochs_of_minibatches_against_scikit_learn(activation, theirs, momentum
             loss, gradients = model.loss_and_gradients(x[rows], labels[rows], l2)
             losses.append(loss)
             for name, g in gradients.items():
-                sgd.into[name] *= sgd.factor
-                sgd.into[name] += g
+                sgd.gradients[name][:] = g
             sgd.step(0.05)
     for layer in range(3):
         agree(model.parameters[f"W{layer + 1}"], peer.coefs_[layer])

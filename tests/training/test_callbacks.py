@@ -1,4 +1,5 @@
-"""What watches a training and what stops it: divergence, warnings, patience, Ctrl-C, callbacks, what is printed."""
+"""What watches a training and what stops it: divergence, warnings, patience, Ctrl-C, callbacks,
+what is printed."""
 
 import math
 import os
@@ -27,7 +28,8 @@ from small_runs import (
 import nnlib
 from nnlib.network.mlp import MLP
 from nnlib.network.saving import read_arrays
-from nnlib.training.callbacks import Callback, layer_health
+from nnlib.training.callbacks import Callback
+from nnlib.training.health import layer_health
 from nnlib.training.trainer import Trainer
 
 # What stops a run.
@@ -38,7 +40,8 @@ def test_divergence_names_step_layer_and_rate_and_keeps_what_was_finite(tmp_path
     def spoil(trainer):
         trainer.model.parameters[name].flat[0] = np.nan
 
-    words = rf"loss is nan at step 17 \(epoch 3\): {name} is not finite.*learning rate, 0\.05 here, .*: try a third"
+    words = rf"loss is nan at step 17 \(epoch 3\): {name} is not finite"
+    words += r".*learning rate, 0\.05 here, .*: try a third"
     with pytest.raises(nnlib.TrainingDiverged, match=words):
         train(PLAIN, DATA, At(17, spoil), run_dir=tmp_path)
     run = nnlib.load_run(tmp_path)
@@ -180,7 +183,8 @@ sys.path.insert(0, sys.argv[1])
 from small_runs import At, DATA, PLAIN
 import nnlib
 hp = PLAIN.replace(epochs=1_000_000)
-run = nnlib.train(hp, DATA, run_dir=sys.argv[2], progress=False, callbacks=[At(50, lambda t: print("on", flush=True))])
+say = At(50, lambda trainer: print("on", flush=True))
+run = nnlib.train(hp, DATA, run_dir=sys.argv[2], progress=False, callbacks=[say])
 print(run.stopped, len(run.history) == len(nnlib.load_run(sys.argv[2]).history))
 """
 

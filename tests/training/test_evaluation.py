@@ -34,7 +34,7 @@ def test_counts_by_hand():
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_the_batch_size_does_not_matter(batch_size):
-    whole, parts = nnlib.evaluate(ECHO, SPLIT), nnlib.evaluate(ECHO, SPLIT, batch_size)
+    whole, parts = nnlib.evaluate(ECHO, SPLIT), nnlib.evaluate(ECHO, SPLIT, batch_size=batch_size)
     assert parts.loss == whole.loss and (parts.confusion == whole.confusion).all()
 
 
@@ -44,6 +44,45 @@ def test_raw_images():
     labels = model.predict(images)
     assert nnlib.evaluate(model, nnlib.Split(images, labels)).accuracy == 1
     assert nnlib.evaluate(model, nnlib.Split(images, (labels + 1) % 4)).accuracy == 0
+
+
+def test_images_and_labels_instead_of_a_split():
+    split = nnlib.evaluate(ECHO, SPLIT)
+    for images, labels in [
+        (X, SPLIT.labels),
+        (X.tolist(), SPLIT.labels.tolist()),
+        (X, SPLIT.labels.astype(np.uint8)),
+    ]:
+        found = nnlib.evaluate(ECHO, images, labels)
+        assert found.loss == split.loss and (found.confusion == split.confusion).all()
+
+
+def test_labels_of_many_classes_do_not_overflow():
+    # 20 classes: the last pair has the number 399, which does not fit into a byte
+    echo = nnlib.MLP((20, 20))
+    echo.parameters["W1"][:] = np.eye(20)
+    labels = np.arange(20, dtype=np.uint8)
+    found = nnlib.evaluate(echo, np.eye(20, dtype=np.float32), labels)
+    np.testing.assert_array_equal(found.confusion, np.eye(20))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            (X, SPLIT.labels[:4]),
+            r"^labels: int64 of shape \(4,\), but whole numbers of shape \(5,\)",
+        ),
+        ((X, SPLIT.labels / 2), "^labels: float64 of shape"),
+        ((X[:0], SPLIT.labels[:0]), "^images: there are no images"),
+        ((X,), "holds no images; .* or give images and labels"),
+        ((SPLIT, SPLIT.labels), "^labels: a split has its own"),
+        ((SPLIT, 2500), r"^labels: a split has its own; .* batch_size by name"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(arguments, words):
+    with pytest.raises(nnlib.HyperparameterError, match=words):
+        nnlib.evaluate(ECHO, *arguments)
 
 
 def test_no_images_are_refused():

@@ -1,14 +1,18 @@
-"""Hyperparameters: what is allowed, what is refused and in which words, and the way to JSON and back."""
+"""Hyperparameters: what is allowed, what is refused and in which words, and the way to JSON and
+back."""
 
 import dataclasses
+import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnlib import RECIPES, HyperparameterError, Hyperparameters
+from nnlib import HyperparameterError, Hyperparameters
+from nnlib.training.hyperparameters import INSTEAD, OTHER_NAMES
 
 
 @pytest.mark.parametrize(
@@ -49,7 +53,6 @@ from nnlib import RECIPES, HyperparameterError, Hyperparameters
         ("shift", 17, "a whole number from 0 to 16"),
         ("flip", "yes", "True or False"),
         ("flip", 2, "True or False"),
-        ("nesterov", True, "it needs a momentum above 0"),
     ],
 )
 def test_what_is_refused_names_field_value_and_what_is_allowed(field, value, allowed):
@@ -59,12 +62,60 @@ def test_what_is_refused_names_field_value_and_what_is_allowed(field, value, all
     assert str(raised.value).startswith(f"{field}: {named!r} is not ") and allowed in str(
         raised.value
     )
-    with pytest.raises(ValueError):  # one may also catch what Python would raise
+    with pytest.raises(ValueError):  # you may also catch what Python would raise
         Hyperparameters().replace(**{field: value})
 
 
+def from_dict(**values):
+    return Hyperparameters.from_dict(values)
+
+
+MAKERS = (Hyperparameters, Hyperparameters().replace, from_dict)
+
+
+def test_fields_that_need_another_are_refused_without_it():
+    with pytest.raises(HyperparameterError, match=r"^nesterov: True .* a momentum above 0"):
+        Hyperparameters(nesterov=True, momentum=0)
+    assert Hyperparameters(nesterov=True).momentum == 0.9
+    with pytest.raises(HyperparameterError, match=r"^l1_cut: 2\.0 .* units of l1"):
+        Hyperparameters(l1_cut=2)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("lr", "Did you mean 'learning_rate'"),
+        ("weight_decay", "Did you mean 'l2'"),
+        ("hidden", "Did you mean 'hidden_sizes'"),
+        ("hidden_layer_sizes", "Did you mean 'hidden_sizes'"),
+        ("n_epochs", "Did you mean 'epochs'"),
+        ("optimizer", "stochastic gradient descent: set momentum, nesterov"),
+        ("batch_norm", "no batch normalization: set preprocessing='whiten'"),
+        ("qqq", "no such hyperparameter. Known: activation"),
+    ],
+)
+def test_names_of_other_libraries_are_answered_with_ours(make, name, words):
+    with pytest.raises(HyperparameterError) as raised:
+        make(**{name: 1})
+    text = str(raised.value)
+    assert text.startswith(f"{name}: there is no such hyperparameter. ") and words in text
+    assert "Known: activation, batch_size" in text
+
+
+def test_every_answer_names_fields_that_exist():
+    fields = {field.name for field in dataclasses.fields(Hyperparameters)}
+    assert set(OTHER_NAMES.values()) <= fields
+    assert not fields & {*OTHER_NAMES, *INSTEAD}
+
+
+def test_help_and_completion_see_the_fields():
+    names = [field.name for field in dataclasses.fields(Hyperparameters)]
+    assert list(inspect.signature(Hyperparameters).parameters) == names
+
+
 def test_an_unknown_field_is_refused_with_the_nearest():
-    for make in (Hyperparameters().replace, lambda **d: Hyperparameters.from_dict(d)):
+    for make in MAKERS:
         with pytest.raises(
             HyperparameterError,
             match=r"^learnin_rate: there is no .* Did you mean 'learning_rate'\? Known: activation",
@@ -150,8 +201,24 @@ def test_recipes():
         375,
     )
     assert hp.min_learning_rate == 0.001
-    assert (
-        Hyperparameters.recipe("quick", seed=5)
-        == RECIPES["quick"].replace(seed=5)
-        != RECIPES["quick"]
-    )
+    quick = Hyperparameters.recipe("quick")
+    assert Hyperparameters.recipe("quick", seed=5) == quick.replace(seed=5) != quick
+
+
+def test_recipes_are_listed_in_order_and_each_can_be_made():
+    names = Hyperparameters.recipes()
+    assert names[0] == "classic" and {"quick", "fast", "sparse", "best"} < set(names)
+    made = [Hyperparameters.recipe(name) for name in names]
+    assert len(set(made)) == len(names)
+
+
+def test_momentum_is_part_of_every_saved_setting():
+    # files written when the default was 0 mean what they meant: they hold every field
+    assert Hyperparameters().momentum == 0.9
+    names = {field.name for field in dataclasses.fields(Hyperparameters)}
+    assert set(Hyperparameters(momentum=0).to_dict()) == names
+    saved = sorted((Path(__file__).parents[2] / "data" / "runs").rglob("hyperparameters.json"))
+    assert saved or not (Path(__file__).parents[2] / "data" / "runs").exists()
+    for path in saved:
+        values = json.loads(path.read_text())
+        assert Hyperparameters.from_dict(values).momentum == values["momentum"], path

@@ -1,4 +1,5 @@
-"""The folder of a run: a run broken off anywhere ends as if it never had been, and the best models stay."""
+"""The folder of a run: a run broken off anywhere ends as if it never had been, and the best models
+stay."""
 
 import json
 import math
@@ -83,34 +84,85 @@ def test_another_run_is_refused_and_named(tmp_path):
     assert same(anew, train(PLAIN.replace(seed=4))) and same(nnlib.load_run(tmp_path), anew)
 
 
+class Steps(nnlib.Callback):
+    """Notes the number of each step."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+
+    def on_step(self, trainer: Trainer) -> None:
+        self.steps.append(trainer.step)
+
+
 def damage(path: Path) -> None:
     raw = bytearray(path.read_bytes())
-    middle = slice(
-        len(raw) // 2, len(raw) // 2 + 100
-    )  # one byte might be a date, which nobody misses
-    raw[middle] = bytes(100)
+    middle = len(raw) // 2
+    raw[middle : middle + 100] = bytes(100)  # one byte might be a date, which nobody misses
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(b""), Path.unlink])
-def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, capsys, harm):
-    whole = train(EVERYTHING)
-    train(EVERYTHING, DATA, At(18, stop), run_dir=tmp_path)
-    harm(tmp_path / "last.npz")
-    assert same(train(EVERYTHING, run_dir=tmp_path), whole)
-    said = capsys.readouterr().out
-    assert "last.npz" in said and "Going on from the state before it, previous.npz" in said
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
 
 
-def test_falling_back_does_not_put_the_damaged_state_in_the_place_of_the_good_one(tmp_path):
+@pytest.mark.parametrize("harm", [damage, empty])
+def test_a_damaged_state_is_refused_and_nothing_is_lost(tmp_path, harm):
     train(PLAIN, DATA, At(18, stop), run_dir=tmp_path)
+    harm(tmp_path / "last.npz")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(nnlib.CheckpointError, match=r"last\.npz: .* damaged.* resume=False"):
+        train(run_dir=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert same(train(PLAIN, run_dir=tmp_path, resume=False), train(PLAIN))
+
+
+def test_results_whose_state_is_gone_are_not_written_over(tmp_path):
+    train(run_dir=tmp_path)
+    (tmp_path / "last.npz").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(nnlib.CheckpointError, match=r"last\.npz is gone.* name another run_dir"):
+        train(run_dir=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert same(train(run_dir=tmp_path, resume=False), train())
+
+
+def as_earlier_versions_left_it(folder: Path, hp: nnlib.Hyperparameters, last: bool) -> None:
+    """A run with two states, of steps 14 and 18, as they were kept before; or only the first of
+    them."""
+    train(hp, DATA, At(14, stop), run_dir=folder)
+    older = (folder / "last.npz").read_bytes()
+    train(hp, DATA, At(18, stop), run_dir=folder)
+    (folder / "previous.npz").write_bytes(older)
+    if not last:
+        (folder / "last.npz").unlink()  # killed between a rename and the next write
+
+
+@pytest.mark.parametrize("hp", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_run_with_a_state_called_previous_goes_on_and_ends_without_it(tmp_path, hp, last):
+    as_earlier_versions_left_it(tmp_path / "old", hp, last)
+    train(hp, run_dir=tmp_path / "whole")
+    steps = []
+    assert same(train(hp, DATA, Steps(steps), run_dir=tmp_path / "old"), train(hp))
+    assert steps[0] == (19 if last else 15)
+    assert not (tmp_path / "old" / "previous.npz").exists()
+    assert on_disk(tmp_path / "old") == on_disk(tmp_path / "whole")
+
+
+def test_a_damaged_state_beside_a_good_one_says_how_to_go_on(tmp_path):
+    as_earlier_versions_left_it(tmp_path, PLAIN, last=True)
     damage(tmp_path / "last.npz")
-    RunDirectory(tmp_path).open(Trainer(PLAIN, DATA, progress=False), resume=True)
-    good, _ = read_arrays(tmp_path / "previous.npz")
-    assert "parameters.W1" in good and not (tmp_path / "last.npz").exists()
+    with pytest.raises(nnlib.CheckpointError, match=r"delete it to go on from previous\.npz"):
+        train(run_dir=tmp_path)
+    (tmp_path / "last.npz").unlink()
+    assert same(train(run_dir=tmp_path), train())
+    as_earlier_versions_left_it(tmp_path / "both", PLAIN, last=False)
+    damage(tmp_path / "both" / "previous.npz")
+    with pytest.raises(nnlib.CheckpointError, match=r"previous\.npz: .* damaged.* resume=False"):
+        train(run_dir=tmp_path / "both")
 
 
-@pytest.mark.parametrize("harm", [damage, lambda path: path.write_bytes(b""), Path.unlink])
+@pytest.mark.parametrize("harm", [damage, empty, Path.unlink])
 @pytest.mark.parametrize("hp", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 def test_a_damaged_best_model_is_written_again_from_the_state(tmp_path, harm, hp):
     hp = hp.replace(learning_rate=0.3, epochs=12)
@@ -161,12 +213,49 @@ def test_a_state_of_another_shape_is_refused(tmp_path, change, words):
         train(EVERYTHING.replace(preprocessing="scale"), run_dir=tmp_path)
 
 
-def test_both_states_damaged_are_refused(tmp_path):
+@pytest.mark.parametrize("change", [{"step": None}, {"tally": {"x": 1}}, {"history": 3}])
+def test_a_file_that_holds_no_state_is_refused(tmp_path, change):
     train(run_dir=tmp_path)
-    damage(tmp_path / "last.npz")
-    damage(tmp_path / "previous.npz")
-    with pytest.raises(nnlib.CheckpointError, match=r"previous\.npz"):
+    arrays, meta = read_arrays(tmp_path / "last.npz")
+    meta.update(change)
+    if meta["step"] is None:
+        del meta["step"]
+    write_arrays(tmp_path / "last.npz", arrays, meta)
+    with pytest.raises(nnlib.CheckpointError, match=r"last\.npz: it holds no training state"):
         train(run_dir=tmp_path)
+
+
+# States in memory.
+
+
+@pytest.mark.parametrize("hp", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("step", [0, 5, 7, 14, 17])
+def test_a_state_is_a_copy_that_another_trainer_goes_on_from(hp, step):
+    states = []
+    trainer = Trainer(hp, DATA, progress=False)
+    if step:
+        trainer.callbacks = [At(step, lambda trainer: states.append(trainer.state()))]
+    else:
+        states.append(trainer.state())
+    whole = trainer.run()  # which must not change the state
+    for other in (Trainer(hp, DATA, progress=False), trainer):
+        other.callbacks = []
+        other.load(states[0])
+        assert other.step == step and other.epoch == (step - 1) // 7 * (step > 0)
+        assert same(other.run(), whole)
+
+
+def test_the_state_of_another_network_or_other_data_is_refused():
+    trainer = Trainer(PLAIN, DATA, progress=False)
+    wide = Trainer(PLAIN.replace(hidden_sizes=(9,)), DATA, progress=False)
+    with pytest.raises(nnlib.CheckpointError, match=r"^state: parameters\.W1 .* \(48, 8\), found"):
+        trainer.load(wide.state())
+    other = Trainer(PLAIN, pictures(150, 1), progress=False)
+    with pytest.raises(nnlib.CheckpointError, match=r"^state: its data have the fingerprint"):
+        trainer.load(other.state())
+
+
+# What is cleared, and whose folder it is.
 
 
 def test_what_a_killed_process_left_is_cleared_and_what_it_missed_is_written(tmp_path):
@@ -188,7 +277,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    words = r"last\.npz: it cannot be written \(No space left on device\)\. Make room, or name another place"
+    words = r"last\.npz: it cannot be written \(No space left on device\)\. Make room, or name"
     with (
         monkeypatch.context() as patch,
         pytest.raises(nnlib.CheckpointError, match=words) as raised,
@@ -210,7 +299,7 @@ sys.path.insert(0, sys.argv[1])
 from small_runs import DATA, EVERYTHING, on_disk, same
 
 def train(folder):
-    return nnlib.train(EVERYTHING, DATA, folder, progress=False, keep_best=2, callbacks=[nnlib.Diagnostics()])
+    return nnlib.train(EVERYTHING, DATA, folder, progress=False, callbacks=[nnlib.Diagnostics()])
 
 def events(folder):
     "How many calls and returns a run makes, and which of them while it saves."
@@ -250,10 +339,12 @@ count, saving = events(root / "counted")
 killed = 0
 for n in range(30):
     folder = root / str(n)
-    moment = saving[len(saving) * n // 30 + rng.randrange(len(saving) // 30)] if n % 3 else rng.randrange(count)
+    moment = rng.randrange(count)
+    if n % 3:
+        moment = saving[len(saving) * n // 30 + rng.randrange(len(saving) // 30)]
     killed += train_and_die(folder, moment) == -signal.SIGKILL
-    if (folder / "log.txt").exists():  # something was saved whole: one state or the one before it is there
-        assert (folder / "last.npz").exists() or (folder / "previous.npz").exists(), n
+    if (folder / "log.txt").exists():  # something was saved whole
+        assert (folder / "last.npz").exists(), n
     if n % 2:
         killed += train_and_die(folder, rng.randrange(count // 4)) == -signal.SIGKILL
     run = train(folder)
@@ -280,41 +371,16 @@ def test_a_folder_in_use_is_refused(tmp_path):
     train(run_dir=tmp_path)
 
 
-# The best models.
-
-
-@pytest.mark.parametrize("select_by", ["valid_accuracy", "valid_loss"])
-def test_the_n_best_models_are_kept_and_no_others(tmp_path, select_by):
-    hp = PLAIN.replace(epochs=12, learning_rate=0.3, hidden_sizes=(32,), select_by=select_by)
-    run = train(hp, run_dir=tmp_path / "whole", keep_best=3)
-    sign = 1 if select_by == "valid_loss" else -1
-    ranked = sorted(run.history, key=lambda record: sign * record[select_by])[:3]
-    names = ["best.npz", *(f"best-epoch-{record['epoch']:04d}.npz" for record in ranked[1:])]
-    assert {path.name for path in (tmp_path / "whole").glob("*.npz")} == {
-        *names,
-        "last.npz",
-        "previous.npz",
-    }
-    for name, record in zip(names, ranked, strict=True):
-        model = nnlib.load_model(tmp_path / "whole" / name)
-        assert (
-            nnlib.evaluate(model, DATA.valid).loss == record["valid_loss"]
-            and model.info["best"] == record
-        )
-    for step in (10, 25, 49, 50, 70):
-        train(hp, DATA, At(step, stop), run_dir=tmp_path / "parts", keep_best=3)
-    train(hp, run_dir=tmp_path / "parts", keep_best=3)
-    for name in names:
-        whole, parts = (read_arrays(tmp_path / folder / name)[0] for folder in ("whole", "parts"))
-        assert all(whole[n].tobytes() == parts[n].tobytes() for n in whole)
-    train(hp, run_dir=tmp_path / "parts")
-    assert [path.name for path in (tmp_path / "parts").glob("best*")] == ["best.npz"]
-
-
-def test_more_than_one_best_model_needs_a_folder():
-    for n in (0, 2):
-        with pytest.raises(nnlib.HyperparameterError, match=f"^keep_best: {n} is not allowed"):
-            train(PLAIN, DATA, keep_best=n)
+def test_the_models_of_earlier_versions_are_cleared_only_by_a_new_start(tmp_path):
+    train(PLAIN, DATA, At(10, stop), run_dir=tmp_path)
+    extra = tmp_path / "best-epoch-0001.npz"
+    extra.write_bytes(b"kept by an earlier version")
+    mine = tmp_path / "best-of-all.npz"
+    mine.write_bytes(b"somebody's own")
+    train(run_dir=tmp_path)
+    assert extra.exists()
+    train(run_dir=tmp_path, resume=False)
+    assert not extra.exists() and mine.exists()
 
 
 def test_the_models_know_the_weights_that_the_run_began_with(tmp_path):
@@ -420,6 +486,40 @@ def test_load_run_refuses_what_is_no_run(tmp_path):
     (tmp_path / "hyperparameters.json").write_text("[]")
     with pytest.raises(nnlib.CheckpointError, match="an object is needed"):
         nnlib.load_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["history.csv", "log.txt", "last.npz", "hyperparameters.json"])
+def test_files_of_somebody_else_are_not_written_over(tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    (tmp_path / ".mine.part").write_text("not ours either")
+    with pytest.raises(nnlib.CheckpointError, match=rf"{name} in it: of no run that can go on"):
+        train(run_dir=tmp_path)
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+    assert {path.name for path in tmp_path.iterdir()} <= {name, ".mine.part", ".lock"}
+
+
+def test_a_run_that_has_learned_nothing_yet_gives_its_folder_to_another(tmp_path):
+    with pytest.raises(nnlib.TrainingDiverged):
+        train(PLAIN.replace(learning_rate=900, activation="identity"), run_dir=tmp_path)
+    run = train(PLAIN, run_dir=tmp_path)
+    assert nnlib.load_run(tmp_path).hyperparameters == PLAIN and len(run.history) == 3
+
+
+def test_the_folder_may_be_named_from_home_and_is_the_same_after_a_change_of_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert train(run_dir="~/home").run_dir == tmp_path / "home"
+    (tmp_path / "elsewhere").mkdir()
+
+    def leave(trainer):
+        os.chdir("elsewhere")
+
+    train(PLAIN, DATA, At(10, leave), run_dir="here")
+    assert (tmp_path / "here" / "last.npz").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_model_that_is_of_no_run_is_not_written_over(tmp_path):

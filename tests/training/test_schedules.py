@@ -9,7 +9,8 @@ from nnlib.training.schedules import SCHEDULES, make_schedule
 
 
 def test_classic_recipe():
-    # 0.05 × 0.95 every 375 steps: 0.05 0.95ⁿ falls below 0.001 at n = 77, because ln 50 / -ln 0.95 = 76.3.
+    # 0.05 × 0.95 every 375 steps: 0.05 0.95ⁿ falls below 0.001 at n = 77, because
+    # ln 50 / -ln 0.95 = 76.3.
     rate = make_schedule(
         "step", 0.05, 35_200, decay_rate=0.95, decay_every=375, min_learning_rate=0.001
     )
@@ -63,8 +64,12 @@ def test_warm_up_stands_in_front_of_any(name):
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(SCHEDULES), st.floats(1e-3, 1), st.floats(0, 1e-3), st.integers(1, 300), st.integers(0, 400)
-)  # fmt: skip
+    st.sampled_from(SCHEDULES),
+    st.floats(1e-3, 1),
+    st.floats(0, 1e-3),
+    st.integers(1, 300),
+    st.integers(0, 400),
+)
 def test_between_floor_and_full_rate_and_a_function_of_the_step_alone(
     name, rate, floor, total, warmup
 ):

@@ -11,23 +11,24 @@ from nnlib.training.sgd import BLOCK, SGD, global_norm, soft_threshold
 
 
 def updates(gradients, rate=0.1, start=1.0, dtype=np.float64, **options):
-    """The values of one weight and one bias, both starting at ``start``, after each of ``gradients``."""
+    """The values of one weight and one bias, both starting at ``start``, after each of
+    ``gradients``."""
     parameters = {"W1": np.full((1, 1), start, dtype), "b1": np.full(1, start, dtype)}
     sgd, values = SGD(parameters, **options), []
     for gradient in gradients:
-        for into in sgd.into.values():
-            into *= sgd.factor
-            into += gradient
+        for g in sgd.gradients.values():
+            g[:] = gradient
         sgd.step(rate)
         values.append((parameters["W1"].item(), parameters["b1"].item()))
     return sgd, np.array(values)
 
 
 def test_one_step_with_momentum_and_l2_by_hand():
-    # One linear layer, one image x = (1, 2) of class 0. Both columns of W are (1, 2), so both logits are 5 and both
-    # probabilities ½; dL/dlogits = (½ - 1, ½) = (-½, ½).
-    # dW = x' (-½, ½) + 0.1 W = ((-0.5, 0.5), (-1, 1)) + ((0.1, 0.1), (0.2, 0.2)) = ((-0.4, 0.6), (-0.8, 1.2)),
-    # db = (-0.5, 0.5), without L2. The velocity was 2 everywhere; with momentum ½ it is now 1 + gradient:
+    # One linear layer, one image x = (1, 2) of class 0. Both columns of W are (1, 2), so both
+    # logits are 5 and both probabilities ½; dL/dlogits = (½ - 1, ½) = (-½, ½).
+    # dW = x' (-½, ½) + 0.1 W = ((-0.5, 0.5), (-1, 1)) + ((0.1, 0.1), (0.2, 0.2))
+    #    = ((-0.4, 0.6), (-0.8, 1.2)), and db = (-0.5, 0.5), without L2.
+    # The velocity was 2 everywhere; with momentum ½ it is now 1 + gradient:
     # ((0.6, 1.6), (0.2, 2.2)) and (0.5, 1.5). With learning rate 0.1
     # W = ((1 - 0.06, 1 - 0.16), (2 - 0.02, 2 - 0.22)), b = (-0.05, -0.15).
     model, x, labels = MLP((2, 2), dtype=np.float64), np.array([[1.0, 2.0]]), np.array([0])
@@ -38,7 +39,7 @@ def test_one_step_with_momentum_and_l2_by_hand():
         v[:] = 2
     loss, dlogits = softmax_cross_entropy(model.forward(x), labels)
     assert loss == pytest.approx(math.log(2), rel=1e-15)
-    model.backward(dlogits, 0.1, out=sgd.into, factor=sgd.factor)
+    model.backward(dlogits, 0.1, out=sgd.gradients)
     sgd.step(0.1)
     np.testing.assert_allclose(sgd.velocity["W1"], [[0.6, 1.6], [0.2, 2.2]], rtol=1e-14)
     np.testing.assert_allclose(W, [[0.94, 0.84], [1.98, 1.78]], rtol=1e-14)
@@ -70,13 +71,15 @@ def test_update_rules(options, values, dtype, rtol):
 
 
 def test_decoupled_l2_shrinks_weights_beside_the_step_and_leaves_biases():
-    # (1 - 0.1 · 0.5) = 0.95: W = 0.95 - 0.1, then 0.95 · 0.85 - 0.15 = 0.6575; b as with momentum alone.
+    # (1 - 0.1 · 0.5) = 0.95: W = 0.95 - 0.1, then 0.95 · 0.85 - 0.15 = 0.6575;
+    # b as with momentum alone.
     _, found = updates([1, 1], momentum=0.5, decoupled_l2=0.5)
     np.testing.assert_allclose(found, [[0.85, 0.9], [0.6575, 0.75]], rtol=1e-14)
 
 
 def test_moving_average():
-    # keep = min(0.15, n/(10 + n)) = 1/11, 0.15, 0.15; the weights go 0.9, 0.8, 0.6 and the average starts at 1.
+    # keep = min(0.15, n/(10 + n)) = 1/11, 0.15, 0.15; the weights go 0.9, 0.8, 0.6 and the average
+    # starts at 1.
     sgd, found = updates([1, 1, 2], ema=0.15)
     np.testing.assert_allclose(
         found[:, 0], [0.9, 0.8, 0.6], rtol=1e-14
@@ -124,9 +127,7 @@ def test_l1_shrinks_the_first_layer_as_written_out_in_plain_numpy(options, cut):
     W, v, average = parameters["W1"].copy(), np.zeros(shape), parameters["W1"].copy()
     for step, rate in enumerate((0.1, 0.3, 0.2), 1):  # a schedule
         g = rng.normal(0, 0.02, shape)
-        for name, into in sgd.into.items():
-            into *= sgd.factor
-            into += g if name == "W1" else 0
+        sgd.gradients["W1"][:] = g
         sgd.step(rate)
         W, v = plain_sparse_step(W, g, v, rate, l1=4e-3, cut=cut, **options)
         keep = min(0.5, step / (10 + step))
@@ -142,7 +143,8 @@ def test_l1_shrinks_the_first_layer_as_written_out_in_plain_numpy(options, cut):
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
 def test_l1_ends_at_the_solution_of_a_lasso_problem(options):
-    # With orthonormal columns, |y - X w|^2 / 2 + λ |w|_1 is smallest at the soft-thresholded least squares solution.
+    # With orthonormal columns, |y - X w|^2 / 2 + λ |w|_1 is smallest at the soft-thresholded least
+    # squares solution.
     rng = np.random.default_rng(0)
     X = np.linalg.qr(rng.normal(size=(30, 8)))[0]
     y = rng.normal(size=(30, 1))
@@ -153,8 +155,7 @@ def test_l1_ends_at_the_solution_of_a_lasso_problem(options):
     w = np.zeros((8, 1))
     sgd = SGD({"W1": w}, l1=l1, **options)
     for _ in range(800):
-        sgd.into["W1"] *= sgd.factor
-        sgd.into["W1"] += X.T @ (X @ w - y)
+        sgd.gradients["W1"][:] = X.T @ (X @ w - y)
         sgd.step(0.05)
     np.testing.assert_allclose(w, solution, atol=1e-12)
 
@@ -173,7 +174,7 @@ def test_l1_agrees_with_scikit_learns_lasso():
     w = np.zeros((12, 1))
     sgd = SGD({"W1": w}, l1=0.5, momentum=0.9, nesterov=True)
     for _ in range(3000):
-        sgd.into["W1"][...] = X.T @ (X @ w - y) / 40
+        sgd.gradients["W1"][:] = X.T @ (X @ w - y) / 40
         sgd.step(0.02)
     assert 0 < (reference == 0).sum() < 12
     np.testing.assert_allclose(w[:, 0], reference, atol=1e-8)

@@ -1,4 +1,5 @@
-"""Training: what it computes, from which weights and images it starts, and that the same seed gives the same bits."""
+"""Training: what it computes, from which weights and images it starts, and that the same seed gives
+the same bits."""
 
 import inspect
 import math
@@ -105,7 +106,7 @@ def test_every_hyperparameter_is_obeyed(changes):
         _, dlogits = softmax_cross_entropy(
             model.forward(x, masks), DATA.train.labels[rows], label_smoothing=0.1
         )
-        model.backward(dlogits, 0 if hp.decoupled_l2 else 1e-3, out=sgd.into, factor=sgd.factor)
+        model.backward(dlogits, 0 if hp.decoupled_l2 else 1e-3, out=sgd.gradients)
         sgd.step(rate(step))
     for name, p in model.parameters.items():
         np.testing.assert_array_equal(trainer.model.parameters[name], p)
