@@ -1,0 +1,163 @@
+"""How local does an L1 penalty make the first layer? ``python benchmarks/locality.py --threads 1``.
+
+Trains the recipe ``sparse`` for 16 epochs with a row of penalties λ, from none at all to five times the recipe's, and
+measures for each how many weights are left, how far apart they lie, and how good the network is on the validation
+images. The network without a penalty is also pruned: the same number of weights kept, the largest ones, and no training
+after that. The test set is not looked at.
+
+Writes data/benchmarks/locality.json and locality_filters.npz (some units' filters for each λ, and a film of 24 units'
+filters over the epochs). Run it again after an interruption: it continues where it stopped. It takes about half an
+hour on one core.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import nnlib
+from nnlib.network.blas import blas_threads
+from nnlib.network.saving import read_arrays, write_arrays
+from nnlib.training import locality
+from nnlib.training.rundir import machine
+
+ROOT = Path(__file__).parents[1]
+PENALTIES = {0.0: 0.0, 5e-6: 50.0, 2e-5: 50.0, 5e-5: 30.0, 1e-4: 20.0}  # λ and its β
+FILMED = 2e-5
+FRAMES = (0, 1, 2, 4, 8, 12, 16)  # epochs
+UNITS, UNITS_IN_FILM = 12, 24
+
+
+class Film(nnlib.Callback):
+    """Keeps W1 at some epochs, on disk: an interrupted run continues with the frames it has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, epoch: int) -> Path:
+        return self.folder / f"frame-{epoch:02}.npz"
+
+    def measure(self, trainer: nnlib.Trainer) -> dict[str, Any]:
+        """Write a frame. This is called before the epoch is saved, so no frame is ever missing."""
+        epoch = trainer.epoch + 1  # the one that is ending
+        if epoch in FRAMES:
+            self.folder.mkdir(exist_ok=True)
+            W1 = trainer.model.parameters["W1"].astype(np.float16)
+            write_arrays(self.path(epoch), {"W1": W1}, {"kind": "frame"})
+        return {}
+
+    def frame(self, model: nnlib.MLP, epoch: int) -> Any:
+        """Return W1 as it was after ``epoch`` epochs."""
+        if epoch == 0:
+            return model.initial_parameters()["W1"]
+        return read_arrays(self.path(epoch))[0]["W1"]
+
+
+def settings(epochs: int) -> dict[float, nnlib.Hyperparameters]:
+    """Return the hyperparameters of each λ."""
+    base = nnlib.Hyperparameters.recipe("sparse").replace(epochs=epochs)
+    return {l1: base.replace(l1=l1, l1_cut=cut) for l1, cut in PENALTIES.items()}
+
+
+def median(values: Any) -> float:
+    """Return the median over the units that have weights."""
+    return round(float(np.nanmedian(values)), 4)
+
+
+def measures(W1: Any) -> dict[str, Any]:
+    """Return what the table says about a first layer's weights (D, H)."""
+    each = np.count_nonzero(W1, axis=0)
+    alive = each > 0
+    return {
+        "nonzero": int(each.sum()),
+        "share_nonzero": float(each.mean() / len(W1)),
+        "units_with_weights": int(alive.sum()),
+        "weights_a_unit": float(np.median(each[alive])),
+        "pixels_a_unit": float(np.median(locality.pixels_used(W1)[alive])),
+        "spread": median(locality.spread(W1)),
+        "shuffled_spread": median(locality.spread(locality.shuffled(W1))),
+    }
+
+
+def strongest(model: nnlib.MLP, split: nnlib.Split, n: int) -> Any:
+    """Return the numbers of the ``n`` most influential units, the strongest first."""
+    return np.argsort(-locality.influence(model, split.images), kind="stable")[:n]
+
+
+def pruned(model: nnlib.MLP, n: int) -> nnlib.MLP:
+    """Return ``model`` with the ``n`` largest weights of its first layer and no others."""
+    twin = model.astype(model.dtype)
+    twin.parameters["W1"] = locality.keep_largest(twin.parameters["W1"], n)
+    return twin
+
+
+def main() -> None:
+    """Train the networks that are not there yet, measure all, and write both files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1, help="BLAS threads [default: 1]")
+    parser.add_argument("--epochs", type=int, default=16, help="of every run [default: 16]")
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "locality", help="where the runs are kept"
+    )
+    options = parser.parse_args()
+    if hasattr(os, "nice"):
+        os.nice(10)  # it may run for long beside other work
+    with blas_threads(options.threads):
+        document, arrays = run(options)
+    folder = ROOT / "data" / "benchmarks"
+    text = json.dumps(document, indent=1) + "\n"
+    (folder / "locality.json").write_text(text, encoding="utf-8")
+    np.savez_compressed(folder / "locality_filters.npz", **arrays)
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the table, and the filters as arrays (units, D) float16."""
+    data = nnlib.load_dataset("cifar10")
+    rows, arrays, models = [], {}, {}
+    for l1, hp in settings(options.epochs).items():
+        folder = options.runs / f"{options.epochs}-epochs-{l1:g}"
+        film = Film(folder / "film")
+        callbacks = [film] if l1 == FILMED else []
+        done = nnlib.train(hp, data, run_dir=folder, callbacks=callbacks, threads=options.threads)
+        models[l1] = done.model
+        W1 = done.model.parameters["W1"]
+        row = {"l1": l1, "l1_cut": hp.l1_cut, **measures(W1)}
+        row["valid_accuracy"] = done.best["valid_accuracy"]
+        row["train_accuracy"] = done.history[-1]["train_accuracy"]
+        row["epoch"] = done.best_epoch
+        rows.append(row)
+        print(row, flush=True)
+        units = strongest(done.model, data.valid, UNITS)
+        arrays[f"filters_{l1:g}"] = W1.T[units].astype(np.float16)
+        if l1 == FILMED:
+            units = strongest(done.model, data.valid, UNITS_IN_FILM)
+            for epoch in FRAMES:
+                if epoch <= options.epochs:
+                    frame = film.frame(done.model, epoch)
+                    arrays[f"film_{epoch}"] = frame.T[units].astype(np.float16)
+    prunings = []
+    for row in rows[1:]:
+        twin = pruned(models[0.0], row["nonzero"])
+        accuracy = nnlib.evaluate(twin, data.valid).accuracy
+        found = measures(twin.parameters["W1"])
+        prunings.append({"as_l1": row["l1"], **found, "valid_accuracy": accuracy})
+        print(prunings[-1], flush=True)
+    document = {
+        "machine": machine(),
+        "data": data.source,
+        "fingerprint": data.fingerprint,
+        "recipe": "sparse",
+        "epochs": options.epochs,
+        "rows": rows,
+        "pruned": prunings,
+    }
+    return document, arrays
+
+
+if __name__ == "__main__":
+    main()
