@@ -1,13 +1,16 @@
-"""How local does an L1 penalty make the first layer? ``python benchmarks/locality.py --threads 1``.
+"""How local does an L1 penalty make the first layer?
 
-Trains the recipe ``sparse`` for 16 epochs with a row of penalties λ, from none at all to five times the recipe's, and
-measures for each how many weights are left, how far apart they lie, and how good the network is on the validation
-images. The network without a penalty is also pruned: the same number of weights kept, the largest ones, and no training
-after that. The test set is not looked at.
+``python benchmarks/locality.py --threads 1`` trains the recipe ``sparse`` for 16 epochs with a row
+of penalties λ, from none at all to five times the recipe's. It measures for each how many weights
+are left, how far apart they lie, and how good the network is on the validation images. The network
+without a penalty is also pruned: the same number of weights kept, the largest ones, and no training
+after that. One more network sees the training images as they are, neither shifted nor mirrored. The
+test set is not looked at.
 
-Writes data/benchmarks/locality.json and locality_filters.npz (some units' filters for each λ, and a film of 24 units'
-filters over the epochs). Run it again after an interruption: it continues where it stopped. It takes about half an
-hour on one core.
+Writes data/benchmarks/locality.json and locality_filters.npz (some units' filters for each λ, and a
+film of 24 units' filters over the epochs). Run it again after an interruption: it continues where
+it stopped. It takes about half an hour on one core. With ``--picture`` it trains nothing and draws
+figures/filters_patterns.png from the shipped network instead.
 """
 
 import argparse
@@ -17,10 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import nnlib
+from nnlib import plots
 from nnlib.network.blas import blas_threads
 from nnlib.network.saving import read_arrays, write_arrays
+from nnlib.plots.locality import filters_and_patterns
 from nnlib.training import locality
 from nnlib.training.rundir import machine
 
@@ -104,7 +110,11 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=ROOT / "runs" / "locality", help="where the runs are kept"
     )
+    parser.add_argument("--picture", action="store_true", help="draw the README's picture only")
     options = parser.parse_args()
+    if options.picture:
+        (ROOT / "figures" / "filters_patterns.png").write_bytes(plots.png(picture(), dpi=150))
+        return
     if hasattr(os, "nice"):
         os.nice(10)  # it may run for long beside other work
     with blas_threads(options.threads):
@@ -115,23 +125,44 @@ def main() -> None:
     np.savez_compressed(folder / "locality_filters.npz", **arrays)
 
 
+def train(hp: nnlib.Hyperparameters, data: nnlib.Dataset, options: argparse.Namespace) -> Any:
+    """Return the finished run of ``hp`` and its film; a run that is there already is only read."""
+    name = f"{hp.epochs}-epochs-{hp.l1:g}"
+    if not hp.flip:
+        name += "-as-they-are"
+    film = Film(options.runs / name / "film")
+    done = nnlib.train(
+        hp, data, run_dir=options.runs / name, callbacks=[film], threads=options.threads
+    )
+    return done, film
+
+
+def row(done: nnlib.TrainingRun) -> dict[str, Any]:
+    """Return a run's line in the table."""
+    hp = done.hyperparameters
+    return {
+        "l1": hp.l1,
+        "l1_cut": hp.l1_cut,
+        "flip": hp.flip,
+        "shift": hp.shift,
+        **measures(done.model.parameters["W1"]),
+        "valid_accuracy": done.best["valid_accuracy"],
+        "train_accuracy": done.history[-1]["train_accuracy"],
+        "epoch": done.best_epoch,
+    }
+
+
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the table, and the filters as arrays (units, D) float16."""
     data = nnlib.load_dataset("cifar10")
-    rows, arrays, models = [], {}, {}
-    for l1, hp in settings(options.epochs).items():
-        folder = options.runs / f"{options.epochs}-epochs-{l1:g}"
-        film = Film(folder / "film")
-        callbacks = [film] if l1 == FILMED else []
-        done = nnlib.train(hp, data, run_dir=folder, callbacks=callbacks, threads=options.threads)
-        models[l1] = done.model
+    rows, arrays, prunings = [], {}, []
+    all_settings = settings(options.epochs)
+    dense, _ = train(all_settings[0.0], data, options)
+    for l1, hp in all_settings.items():
+        done, film = train(hp, data, options)
+        rows.append(row(done))
+        print(rows[-1], flush=True)
         W1 = done.model.parameters["W1"]
-        row = {"l1": l1, "l1_cut": hp.l1_cut, **measures(W1)}
-        row["valid_accuracy"] = done.best["valid_accuracy"]
-        row["train_accuracy"] = done.history[-1]["train_accuracy"]
-        row["epoch"] = done.best_epoch
-        rows.append(row)
-        print(row, flush=True)
         units = strongest(done.model, data.valid, UNITS)
         arrays[f"filters_{l1:g}"] = W1.T[units].astype(np.float16)
         if l1 == FILMED:
@@ -140,13 +171,14 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
                 if epoch <= options.epochs:
                     frame = film.frame(done.model, epoch)
                     arrays[f"film_{epoch}"] = frame.T[units].astype(np.float16)
-    prunings = []
-    for row in rows[1:]:
-        twin = pruned(models[0.0], row["nonzero"])
-        accuracy = nnlib.evaluate(twin, data.valid).accuracy
-        found = measures(twin.parameters["W1"])
-        prunings.append({"as_l1": row["l1"], **found, "valid_accuracy": accuracy})
-        print(prunings[-1], flush=True)
+        if l1 > 0:
+            twin = pruned(dense.model, rows[-1]["nonzero"])
+            accuracy = nnlib.evaluate(twin, data.valid).accuracy
+            found = measures(twin.parameters["W1"])
+            prunings.append({"as_l1": l1, **found, "valid_accuracy": accuracy})
+            print(prunings[-1], flush=True)
+    # shifts and mirror images know where pixels lie: does it work without them?
+    plain, _ = train(all_settings[FILMED].replace(flip=False, shift=0), data, options)
     document = {
         "machine": machine(),
         "data": data.source,
@@ -155,8 +187,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         "epochs": options.epochs,
         "rows": rows,
         "pruned": prunings,
+        "images_as_they_are": row(plain),
     }
     return document, arrays
+
+
+def picture() -> Figure:
+    """Return the filters and patterns of the shipped network's 24 most influential units."""
+    data = nnlib.load_dataset("cifar10")
+    model = nnlib.load_model(ROOT / "data" / "models" / "sparse.npz")
+    weights = model.parameters["W1"][:, strongest(model, data.valid, 24)]
+    pixels = data.valid.images.reshape(len(data.valid), -1) / np.float32(255)
+    patterns = locality.patterns(pixels, model.preprocessing.filters(weights).T)
+    return filters_and_patterns(weights.T, patterns, pairs=6)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Measures of a first layer: which units matter, what they react to, and how close together their weights lie."""
+"""Measures of a first layer's units: how much each matters, what it reacts to, how local it is.
+
+Weights are (D, H), as in ``model.parameters["W1"]``: one column for each unit. The D inputs are the
+pixels of an image of ``shape`` (channels, rows, columns), whitened by ZCA or not at all.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +19,9 @@ SHAPE = (3, 32, 32)  # channels, rows, columns
 def influence(model: MLP, images: Array) -> Array:
     """Return how much each first-layer unit moves the second layer: (H,).
 
-    influence_j = std(a_j) · ‖W2[j]‖, where a_j is unit j's activation over ``images`` (N, ...) and W2[j] its outgoing
-    weights. A unit whose activation never changes, or that nobody listens to, gets 0.
+    influence_j = std(a_j) · ‖W2[j]‖, where a_j is unit j's activation over ``images`` (N, ...) and
+    W2[j] its outgoing weights. A unit whose activation never changes, or that nobody listens to,
+    gets 0.
     Raises HyperparameterError for a network without a hidden layer.
     """
     if model.n_layers < 2:
@@ -27,18 +32,22 @@ def influence(model: MLP, images: Array) -> Array:
 
 
 def patterns(x: Array, weights: Array) -> Array:
-    """Return what each unit reacts to: its pattern Cov(x) w, for weights (D, H) and inputs x (N, D), as (H, D).
+    """Return what each unit reacts to, its pattern Cov(x) w: (H, D), for ``x`` (N, D).
 
-    A filter w says what a unit multiplies the inputs by; its pattern says how the inputs change, on average, when the
-    unit's value changes (Haufe et al. 2014, doi 10.1016/j.neuroimage.2013.10.067). They differ because neighboring
-    pixels vary together. Computed as Cov(x, x w), so no D × D matrix is needed.
+    A filter w says what a unit multiplies the inputs by. Its pattern says how the inputs change, on
+    average, when the unit's value changes (Haufe et al. 2014, NeuroImage 87,
+    doi 10.1016/j.neuroimage.2013.10.067).
+    The two differ because neighboring pixels vary together. It is computed as Cov(x, x w), so no
+    D × D matrix is needed.
+
+    For patterns in pixels, give pixels and ``model.preprocessing.filters(W1).T``.
     """
     centered = x - x.mean(axis=0)
     return (centered @ weights).T @ centered / len(x)
 
 
 def mass(weights: Array, shape: Sequence[int] = SHAPE) -> Array:
-    """Return the sum of |w| over the channels, for each unit and pixel: weights (D, H) become (H, rows, columns)."""
+    """Return the sum of |w| over the channels, for each unit and pixel: (H, rows, columns)."""
     channels, rows, columns = shape
     return np.abs(weights).T.reshape(-1, channels, rows, columns).sum(axis=1, dtype=np.float64)
 
@@ -49,7 +58,7 @@ def pixels_used(weights: Array, shape: Sequence[int] = SHAPE) -> Array:
 
 
 def centers(weights: Array, shape: Sequence[int] = SHAPE) -> Array:
-    """Return the center of each unit's |w|, as (row, column) in pixels: (H, 2). NaN for a unit without weights."""
+    """Return the center of each unit's |w|, as (row, column): (H, 2); NaN without weights."""
     share = _shares(mass(weights, shape))
     row = share.sum(axis=2) @ np.arange(shape[1])
     column = share.sum(axis=1) @ np.arange(shape[2])
@@ -57,10 +66,11 @@ def centers(weights: Array, shape: Sequence[int] = SHAPE) -> Array:
 
 
 def spread(weights: Array, shape: Sequence[int] = SHAPE) -> Array:
-    """Return the rms distance of each unit's |w| from its center, in pixels: (H,). NaN for a unit without weights.
+    """Return the rms distance of each unit's |w| from its center, in pixels: (H,).
 
-    spread² = Σ_p m_p ‖p - c‖² / Σ_p m_p, with m_p the unit's |w| at pixel p summed over the channels, and c = Σ_p m_p p
-    / Σ_p m_p their center. An even 3 × 3 block has sqrt(4/3) = 1.15, an even 32 × 32 image sqrt(2 · 1023/12) = 13.06.
+    spread² = Σ_p m_p ‖p - c‖² / Σ_p m_p, with m_p the unit's |w| at pixel p, summed over the
+    channels, and c = Σ_p m_p p / Σ_p m_p their center. An even 3 × 3 block has sqrt(4/3) = 1.15, an
+    even image of 32 × 32 sqrt(2 · 1023/12) = 13.06, a unit without weights NaN.
     """
     share = _shares(mass(weights, shape))
     variance = np.zeros(len(share))
@@ -78,10 +88,10 @@ def _shares(masses: Array) -> Array:
 
 
 def shuffled(weights: Array, seed: int = 0, shape: Sequence[int] = SHAPE) -> Array:
-    """Return ``weights`` (D, H) with each unit's pixels moved to random places: the control for ``spread``.
+    """Return ``weights`` (D, H) with each unit's pixels moved to random places.
 
-    A pixel's channels move together, so each unit keeps its weights, their number and the number of pixels it uses.
-    Only where they lie is lost.
+    This is the control for ``spread``. A pixel's channels move together, so each unit keeps its
+    weights, their number and the number of pixels it uses. Only where they lie is lost.
     """
     rng = np.random.default_rng(seed)
     channels, rows, columns = shape
@@ -92,7 +102,7 @@ def shuffled(weights: Array, seed: int = 0, shape: Sequence[int] = SHAPE) -> Arr
 
 
 def keep_largest(weights: Array, n: int) -> Array:
-    """Return a copy of ``weights`` in which only the ``n`` of largest size are left: pruning by magnitude.
+    """Return a copy of ``weights`` with only the ``n`` largest left: pruning by magnitude.
 
     Raises HyperparameterError if ``n`` is negative or more than there are.
     """
