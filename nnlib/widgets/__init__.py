@@ -16,6 +16,7 @@ from nnlib.widgets.explorers import (
     weight_browser,
 )
 from nnlib.widgets.playground import LivePlot, Playground
+from nnlib.widgets.units import unit_browser
 
 __all__ = [
     "LivePlot",
@@ -28,5 +29,6 @@ __all__ = [
     "prediction_explorer",
     "read_image",
     "search_explorer",
+    "unit_browser",
     "weight_browser",
 ]
