@@ -158,7 +158,7 @@ def layer_health(model: MLP, images: Array) -> list[tuple[float, float]]:
     A unit is dead if its derivative is below 0.0001 for every image: no gradient passes it. An activation is saturated
     if the derivative is below 0.01 at z and at -z: sigmoid and tanh have such ends on both sides, ReLU's kin have not.
     """
-    model.predict_logits(images)
+    model.activations(model.inputs(images))  # leaves the pre-activations; predictions don't
     pairs = zip(model.functions, model.pre_activations, strict=True)
     slopes = (
         [abs(function.derivative(x, function.value(x))) for x in (z, abs(z))]

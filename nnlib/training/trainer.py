@@ -295,6 +295,8 @@ class Trainer:
         with np.errstate(all="ignore"):
             valid = evaluate(self.evaluated, self.data.valid)
             if not math.isfinite(valid.loss):
+                images = self.data.valid.images[:2500]
+                self.evaluated.activations(self.evaluated.inputs(images))  # for pre_activations
                 self._diverged(valid.loss, self.evaluated)
             for warning in warnings_of(self):
                 self.warn(*warning)
