@@ -210,7 +210,9 @@ def check_gradients(
     tolerance: float = 1e-7,
     seed: int = 0,
 ) -> GradientReport:
-    """Compare ``model.backward`` with numerical derivatives of loss + l2/2 * (sum of squared weights).
+    """Compare ``model.backward`` with numerical derivatives.
+
+    Both are those of loss + l2/2 * (sum of squared weights).
 
     With ``l2`` above 0 we check the data term, the L2 term and their sum separately, so that none
     can hide another. There are two methods:
@@ -220,9 +222,9 @@ def check_gradients(
     - ``complex`` takes Im L(w+ih) / h with h = 1e-30. It is exact to rounding, leaves out an entry
       only on a kink, and needs a loss that accepts complex logits (Squire and Trapp 1998).
 
-    We check at most ``samples`` entries of each parameter, drawn by ``seed``. None means all entries
-    of a network with up to 2,000 parameters, and 30 of each array of a larger one. ``masks`` are the
-    dropout masks to use.
+    We check at most ``samples`` entries of each parameter, drawn by ``seed``. None means all
+    entries if the network has up to 2,000 parameters, and 30 of each array if it has more.
+    ``masks`` are the dropout masks to use.
 
     The relative error is |a - n| / max(|a|, |n|, r), with backpropagation's a and the numerical n.
     r is a derivative so small that rounding alone can make it wrong by ``tolerance``: central
@@ -292,7 +294,7 @@ def _compare(
     numerical: list[float | None],
     smallest: float,
 ) -> ParameterCheck:
-    """Return the entry of one parameter at which backpropagation and numerical derivative differ most.
+    """Return the entry of one parameter where backpropagation is furthest from ``numerical``.
 
     ``smallest`` is the r of ``check_gradients``: the smallest derivative to compare relatively.
     """

@@ -1,4 +1,4 @@
-"""What comes before the first layer: arrays that users give, and a linear map from pixels to inputs."""
+"""What comes before the first layer: arrays from users, and a linear map from pixels to inputs."""
 
 import math
 from dataclasses import dataclass
@@ -109,14 +109,14 @@ class Preprocessing:
         return self.scale[:, None] * MW, bias + self.offset @ MW
 
     def filters(self, weights: Array) -> Array:
-        """Return how each first-layer unit of ``weights`` (n_inputs, H) weighs each pixel: (H, D)."""
+        """Return how each first-layer unit of ``weights`` (n_inputs, H) weighs pixels: (H, D)."""
         no_bias = np.zeros(weights.shape[1], weights.dtype)
         pixel_weights, _ = self.fold(weights, no_bias)
         return pixel_weights.T
 
 
 def flatten(images: Array) -> Array:
-    """Return ``images`` (N, ...) as rows (N, D). Unlike reshape(N, -1), it can flatten no images."""
+    """Return ``images`` (N, ...) as rows (N, D). Unlike reshape(N, -1), this works for N = 0."""
     return images.reshape(len(images), math.prod(images.shape[1:]))
 
 

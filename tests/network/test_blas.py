@@ -1,4 +1,4 @@
-"""The in-place matrix product: any shape, any transposition, every dtype, and the memory it was given."""
+"""The in-place matrix product: any shape and transposition, every dtype, the memory it is given."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ sizes = st.integers(1, 7)
 
 
 def draw(rng: np.random.Generator, rows: int, columns: int, dtype, layout: str) -> np.ndarray:
-    """A matrix that lies in memory by rows, by columns, or as every other row and column of a larger one."""
+    """A matrix stored by rows, by columns, or as every other row and column of a larger one."""
     a = rng.standard_normal((2 * rows, 2 * columns)) + 1j * rng.standard_normal(
         (2 * rows, 2 * columns)
     )
