@@ -1,4 +1,4 @@
-"""The benchmark's pictures: each function takes the content of one JSON file and returns a Matplotlib ``Figure``."""
+"""The benchmark's pictures: each function turns the content of one JSON file into a ``Figure``."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def speed(result: dict[str, Any]) -> Figure:
 
 
 def scaling(result: dict[str, Any]) -> Figure:
-    """Images a second against the hidden size, at each number of threads, and against the batch size."""
+    """Images a second against the hidden size, for each number of threads, and the batch size."""
     table = pd.DataFrame(result["table"])
     most = table["threads"].max()
     figure, (left, right) = axes(2)

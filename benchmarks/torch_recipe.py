@@ -1,6 +1,7 @@
 """The recipe ``sparse`` written plainly in PyTorch, to be timed beside nnlib.
 
-``python benchmarks/torch_recipe.py`` trains it until the validation accuracy is 0.70, and prints each epoch.
+``python benchmarks/torch_recipe.py`` trains it until the validation accuracy is 0.70, and prints
+each epoch.
 """
 
 import argparse
@@ -20,14 +21,15 @@ TARGET = 0.70
 
 
 class ZCA:
-    """x + (x A) g A', where x = (pixels - mean) * common: the first axes A have factors of their own."""
+    """x + (x A) g A' with x = (pixels - mean) * common: the first axes A have their own factors."""
 
     def __init__(self, images: torch.Tensor) -> None:
         sample = images[:20_000]
         both = torch.cat([sample, sample.flip(3)])  # images and mirror images together
         pixels = both.flatten(1).float() / 255
         self.mean = pixels.mean(dim=0)
-        covariance = torch.cov(pixels.T, correction=0)
+        pixels -= self.mean
+        covariance = pixels.T @ pixels / len(pixels)
         variances, axes = torch.linalg.eigh(covariance)  # rising
         self.axes = axes[:, -HP.components :].contiguous()
         floor = HP.whitening_floor * variances.mean() + 1e-8
@@ -41,7 +43,7 @@ class ZCA:
 
 
 def augment(images: torch.Tensor) -> torch.Tensor:
-    """Move each image by up to three pixels, edge pixels repeated, and mirror half of the images."""
+    """Move each image by up to three pixels, repeating its edges, and mirror half of the images."""
     n, channels, height, width = images.shape
     down = torch.randint(-HP.shift, HP.shift + 1, (n, 1))
     right = torch.randint(-HP.shift, HP.shift + 1, (n, 1))
@@ -101,7 +103,7 @@ class TorchRecipe:
         self.prepare_seconds = time.perf_counter() - started
 
     def share_of_rate(self, step: int) -> float:
-        """Return the learning rate of ``step`` as a share of the highest: a warm-up, then half a cosine."""
+        """Return the share of the highest learning rate: a warm-up, then half a cosine."""
         if step < HP.warmup_steps:
             return (step + 1) / HP.warmup_steps
         total = HP.epochs * self.steps_per_epoch - HP.warmup_steps
@@ -147,7 +149,10 @@ def epoch_seconds(threads: int, steps: int) -> dict[str, float]:
 
 
 def train(threads: int, target: float = TARGET) -> dict[str, float]:
-    """Train until the validation accuracy is ``target``; return the seconds, preparation included, and epochs."""
+    """Train until the validation accuracy is ``target``.
+
+    Return the seconds, preparation included, the epochs and the accuracy.
+    """
     started = time.perf_counter()
     recipe = TorchRecipe(threads)
     for epoch in range(1, HP.epochs + 1):

@@ -1,11 +1,13 @@
 """Which form of ZCA whitening should a recipe use? One table: ``python benchmarks/whitening.py``.
 
-The forms are: one D × D matrix; two thin products, with 128 to 768 axes that have factors of their own; and all images
-whitened once before the training, kept as float32, float16 or 8-bit numbers, so that flips and shifts work on the
-whitened images. Each form trains the recipe ``sparse`` in a process of its own, on one thread, from the same seed.
+The forms are: one D × D matrix; two thin products, with 128 to 768 axes that have factors of their
+own; and all images whitened once before the training, kept as float32, float16 or 8-bit numbers, so
+that flips and shifts work on the whitened images. Each form trains the recipe ``sparse`` in a
+process of its own, on one thread, from the same seed.
 
-The seconds of an epoch come from some steps of each form, all forms in turn. The accuracy is that of a short training;
-it is kept in a run folder, so a run that was broken off goes on. The test images are not looked at.
+The seconds of an epoch come from some steps of each form, all forms in turn. The accuracy is that
+of a short training; it is kept in a run folder, so a run that was broken off goes on. The test
+images are not looked at.
 
 Writes data/benchmarks/whitening.json and figures/benchmark_whitening.png.
 """
@@ -41,10 +43,10 @@ PIECE = 500  # images that are whitened together
 
 @dataclass(frozen=True)
 class Form:
-    """One way to whiten: how many axes have factors of their own (0: a D × D matrix), how images are kept."""
+    """One way to whiten."""
 
     name: str
-    components: int = 0
+    components: int = 0  # axes that have factors of their own; 0: a D × D matrix
     kept_as: str = "pixels"  # whitened in each step; otherwise the dtype of images whitened once
 
 
@@ -61,7 +63,7 @@ FORMS = [
 ]
 
 
-# ---- images that are whitened once -----------------------------------------------------------------------------------
+# ---- images that are whitened once ---------------------------------------------------------------
 
 
 def whitened(split: nnlib.Split, zca: Preprocessing, kept_as: str, back: Preprocessing) -> Any:
@@ -81,7 +83,10 @@ def whitened(split: nnlib.Split, zca: Preprocessing, kept_as: str, back: Preproc
 
 
 def from_8_bits(zca: Preprocessing, images: Any) -> Preprocessing:
-    """Return the map from 8-bit numbers to whitened values: 0 to 255 cover all but one value in ten thousand."""
+    """Return the map from 8-bit numbers to whitened values.
+
+    0 to 255 cover all but one value in ten thousand.
+    """
     x = zca.transform(images[:2000])
     limit = float(np.quantile(np.abs(x), 0.9999))
     n_inputs = x.shape[1]
@@ -90,11 +95,11 @@ def from_8_bits(zca: Preprocessing, images: Any) -> Preprocessing:
     return Preprocessing(scale, offset)
 
 
-# ---- one form, in a process of its own -------------------------------------------------------------------------------
+# ---- one form, in a process of its own -----------------------------------------------------------
 
 
 class Contest:
-    """One form, ready to train: its data, its hyperparameters, and the map that a shipped file needs."""
+    """One form, ready to train: data, hyperparameters, and the map that a shipped file needs."""
 
     def __init__(self, form: Form, epochs: int) -> None:
         started = time.perf_counter()
@@ -124,12 +129,12 @@ class Contest:
         self.data = replace(self.data, train=train, valid=valid, fingerprint="", recipe=())
         self.shipped_map = zca
         if kept_as == "uint8":
-            # the first weights are those that the trainer would draw, but the map from pixels is another
+            # the trainer would draw the same first weights, but fit another map
             sizes = (pixels[0].size, *self.hp.hidden_sizes, len(self.data.classes))
             self.init = nnlib.MLP(sizes, self.hp.activation, seed=self.hp.seed, preprocessing=back)
 
     def held_mb(self) -> float:
-        """Return the megabytes of the training images as they are kept, and of the map that each step uses."""
+        """Return the megabytes of the training images and of the map that each step uses."""
         n_bytes = self.data.train.images.nbytes
         used = self.trainer.model.preprocessing
         if used is not None:
@@ -160,7 +165,7 @@ def step_seconds(steps: int) -> float:
 
 
 def peak_mb() -> float:
-    """Return this process's peak resident memory, shared cache included; NaN on Windows, which does not tell."""
+    """Return this process's peak resident memory, shared cache included; NaN on Windows."""
     status = Path("/proc/self/status")
     if status.exists():
         # not getrusage: a new process begins with the peak of the one that started it
@@ -175,7 +180,7 @@ def peak_mb() -> float:
 
 
 def train(run_dir: Path) -> dict[str, Any]:
-    """Train to the end, or go on where a run was broken off; return accuracy and the size of the shipped file."""
+    """Train, or go on where a run was broken off; return accuracy and size of the shipped file."""
     contest = _contest
     run = nnlib.train(
         contest.hp,
@@ -203,7 +208,7 @@ def train(run_dir: Path) -> dict[str, Any]:
     }
 
 
-# ---- all forms -------------------------------------------------------------------------------------------------------
+# ---- all forms -----------------------------------------------------------------------------------
 
 
 def measure(forms: list[Form], epochs: int, rounds: int, steps: int, runs: Path | None) -> Any:
