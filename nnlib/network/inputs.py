@@ -96,9 +96,9 @@ class Preprocessing:
         return np.tile(self.scale, (ROWS, 1)), np.tile(self.offset, (ROWS, 1))
 
     def fold(self, weights: Array, bias: Array) -> tuple[Array, Array]:
-        """Return first-layer weights (D, H) and bias (H,) that take raw pixels.
+        """Return first-layer weights (D, H) and bias (H,) for raw pixels: the map multiplied in.
 
-        ``weights`` and ``bias`` take the inputs that ``transform`` gives; the results agree.
+        ``weights`` (n_inputs, H) and ``bias`` (H,) are those for the inputs of ``transform``.
         """
         # (pixels * scale + offset) @ M @ W = pixels @ (scale * M W) + offset @ M W
         MW = weights
