@@ -30,5 +30,6 @@ __all__ = [
     "read_image",
     "search_explorer",
     "training_playground",
+    "unit_browser",
     "weight_browser",
 ]
