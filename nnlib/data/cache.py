@@ -22,6 +22,8 @@ from nnlib.types import Array, Arrays
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1  # to be raised when other arrays or facts are stored: older caches are then made anew
+
 # What a cache holds: arrays by name, and facts about them that JSON can store.
 Content = tuple[Arrays, dict[str, Any]]
 
@@ -36,7 +38,8 @@ def load(folder: Path, made_from: list[list[Any]]) -> Content | None:
     try:
         about = json.loads((folder / "cache.json").read_text(encoding="utf-8"))
         paths = [_path(folder, name) for name in about["arrays"]]
-        if about["made_from"] != made_from or about["stamps"] != stamps(paths):
+        expected = {"format": FORMAT, "made_from": made_from, "stamps": stamps(paths)}
+        if any(about[key] != value for key, value in expected.items()):
             return None
         arrays = {name: _map(path) for name, path in zip(about["arrays"], paths, strict=True)}
         return arrays, about["facts"]
@@ -82,6 +85,7 @@ def _save(folder: Path, made_from: list[list[Any]], arrays: Arrays, facts: dict[
         for name, array in arrays.items()
     ]
     about = {
+        "format": FORMAT,
         "made_from": made_from,
         "stamps": stamps(paths),
         "arrays": list(arrays),

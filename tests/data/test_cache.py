@@ -92,6 +92,17 @@ def test_a_stale_cache_is_rebuilt(root):
     np.testing.assert_array_equal(second.test.images.reshape(20, -1), batch(20, seed=99)["data"])
 
 
+def test_a_cache_of_another_version_is_rebuilt(root, monkeypatch):
+    first = load(root)
+    with monkeypatch.context() as older:
+        older.setattr(cache, "FORMAT", 0)
+        about = (root / "cifar-10-cache" / "cache.json").read_text()
+        (root / "cifar-10-cache" / "cache.json").write_text(about.replace("n_test", "n"))
+        assert same(load(root), first)  # made anew, as version 0
+    assert same(load(root), first)
+    assert '"format": 1' in (root / "cifar-10-cache" / "cache.json").read_text()
+
+
 def spoil(path: Path, how: str) -> None:
     whole = path.read_bytes()
     path.unlink()  # a new file: the old one is still mapped
@@ -150,22 +161,33 @@ def test_killed_while_the_cache_was_written(before, stale, root):
 
 
 COUNTED = """
-import sys
-from nnlib import load_dataset
+import sys, time
+import nnlib.data.dataset
 from nnlib.data import cifar10
 read, calls = cifar10.read, []
 def counted(folder):
     calls.append(folder)
+    time.sleep(1)  # the others come while this one reads
     return read(folder)
 cifar10.read = counted
-data = load_dataset("cifar10", sys.argv[1], n_valid=10)
+print("ready", flush=True)
+sys.stdin.readline()
+data = nnlib.load_dataset("cifar10", sys.argv[1], n_valid=10)
 print(len(calls), data.fingerprint)
 """
 
 
 def test_processes_that_load_first_at_the_same_time(root):
     command = [sys.executable, "-c", COUNTED, str(root)]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        child.stdin.write("\n")
+        child.stdin.flush()
     told = [child.communicate(timeout=60)[0].split() for child in children]
     assert sum(int(calls) for calls, _ in told) == 1
     assert {fingerprint for _, fingerprint in told} == {load(root).fingerprint}
