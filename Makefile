@@ -43,7 +43,8 @@ lint: $(READY)  ## check style, imports between rooms, and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-MODULES := $(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard nnlib/*.py nnlib/*/*.py))))
+# The rooms are public names of nnlib, so pdoc finds them; the files that are in no room are named here.
+MODULES := $(subst /,.,$(basename $(filter-out %/__init__.py %/__main__.py,$(wildcard nnlib/*.py))))
 docs: $(READY)  ## write the API reference, from the docstrings, to build/api/index.html
 	$(BIN)/python -W error -m pdoc --docformat google -o build/api nnlib $(MODULES)
 

@@ -1,8 +1,8 @@
-"""Who is measured: nnlib, its peers, and the bound that the matrix products set. All do the same work.
+"""Who is measured: nnlib, its peers, and the bound that the matrix products set.
 
-Each contestant trains input-hidden-...-10 with ReLU, softmax cross-entropy, momentum 0.9 and L2, on uint8 images that
-it turns into standardised float32 inputs batch by batch. It lives in a process of its own, so that no two libraries'
-thread pools meet; ``measure`` runs there.
+Each contestant trains input-hidden-...-10 with ReLU, softmax cross-entropy, momentum 0.9 and L2, on
+uint8 images that it turns into standardized float32 inputs batch by batch. It lives in a process of
+its own, so that no two libraries' thread pools meet; ``measure`` runs there.
 """
 
 import statistics
@@ -21,6 +21,7 @@ from nnlib.network.blas import product
 from nnlib.training.batches import Batches
 
 LEARNING_RATE, MOMENTUM, L2 = 0.001, 0.9, 1e-3
+AXES = 512  # of thin ZCA that have factors of their own
 MEAN, SCALE = 121.0, 64.0  # about CIFAR-10's; the exact ones change no timing
 
 
@@ -31,15 +32,18 @@ class Work:
     sizes: tuple[int, ...] = (3072, 1024, 256, 10)
     batch_size: int = 256
 
+    def __str__(self) -> str:
+        return f"{'-'.join(map(str, self.sizes))}, batch {self.batch_size}"
+
     @property
     def flops(self) -> int:
-        """Floating-point operations in the products of one step; the inputs' own gradient is not needed."""
+        """Floating-point operations in the products of one step, without the inputs' gradient."""
         weights = [a * b for a, b in pairwise(self.sizes)]
         return 2 * self.batch_size * (3 * sum(weights) - weights[0])
 
 
 def training_data(n_inputs: int) -> nnlib.Dataset:
-    """CIFAR-10 or the stand-in; random float32 inputs where the network takes other than 3072 numbers."""
+    """CIFAR-10 or the stand-in; random float32 inputs if the network doesn't take 3072 numbers."""
     if n_inputs == 3072:
         return nnlib.load_dataset("auto", download=False)
     rng = np.random.default_rng(0)
@@ -65,7 +69,10 @@ def epoch_seconds(hp: nnlib.Hyperparameters, data: nnlib.Dataset) -> float:
 
 
 def augmentation_share(work: Work, steps: int) -> float:
-    """Return the share of an epoch that flips and shifts take: steps with and without them in turn, in one process."""
+    """Return the share of an epoch that flips and shifts take.
+
+    Steps with and without them take turns in one process.
+    """
     trainer = Nnlib(work).trainer
     augmented = Batches(trainer.data.train, trainer.model, trainer.hp.replace(flip=True, shift=2))
     seconds: dict[Batches, list[float]] = {trainer.batches: [], augmented: []}
@@ -239,6 +246,8 @@ class InPlaceNumPy(PlainNumPy):
 class ProductsAlone:
     """The bound: the products of a step, on arrays of the same shapes, with nothing around them."""
 
+    momentum = MOMENTUM
+
     def __init__(self, work: Work) -> None:
         rng, sizes, B = np.random.default_rng(0), work.sizes, work.batch_size
         self.weights = [rng.standard_normal(shape, dtype=np.float32) for shape in pairwise(sizes)]
@@ -252,9 +261,57 @@ class ProductsAlone:
             for i, W in layers:
                 product(self.a[i], W, out=self.a[i + 1])
             for i, W in reversed(layers):
-                product(self.a[i].T, self.d[i + 1], out=self.velocity[i], factor=MOMENTUM)
+                product(self.a[i].T, self.d[i + 1], out=self.velocity[i], factor=self.momentum)
                 if i:
                     product(self.d[i + 1], W.T, out=self.d[i])
+
+
+class SparseNnlib(Nnlib):
+    """The trainer with everything that the recipes ``sparse`` and ``best`` ask for."""
+
+    def __init__(self, work: Work) -> None:
+        hp = nnlib.Hyperparameters.recipe(
+            "best",
+            hidden_sizes=work.sizes[1:-1],
+            batch_size=work.batch_size,
+            components=AXES,
+            learning_rate=LEARNING_RATE,
+            schedule="constant",
+            warmup_steps=0,
+            epochs=1000,
+        )
+        self.trainer = nnlib.Trainer(hp, training_data(work.sizes[0]), progress=False)
+
+
+class SparseProducts(ProductsAlone):
+    """The bound of the same: thin whitening, forward and backward, and nothing else.
+
+    Nesterov's momentum needs the gradient itself, so the backward products don't add to a velocity.
+    """
+
+    momentum = 0.0
+    whitening = True
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        rng = np.random.default_rng(1)
+        self.axes = rng.standard_normal((work.sizes[0], AXES), dtype=np.float32)
+        self.along = np.zeros((work.batch_size, AXES), np.float32)
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            if self.whitening:
+                x = self.a[0]
+                product(x, self.axes, out=self.along)
+                self.along *= 1e-9  # x stays finite, however many steps are taken
+                product(self.along, self.axes.T, out=x, factor=1.0)
+            super().steps(1)
+
+
+class SparseProductsWhitened(SparseProducts):
+    """The same bound without the products of whitening."""
+
+    whitening = False
 
 
 CONTESTANTS: dict[str, Callable[[Work], Any]] = {
@@ -266,18 +323,23 @@ CONTESTANTS: dict[str, Callable[[Work], Any]] = {
     "NumPy, in place": InPlaceNumPy,
     "products alone": ProductsAlone,
 }
+SPARSE: dict[str, Callable[[Work], Any]] = {
+    "nnlib, sparse": SparseNnlib,
+    "its products": SparseProducts,
+    "its products but whitening": SparseProductsWhitened,
+}
 _made: dict[tuple[str, Work], Any] = {}
 
 
 def measure(name: str, work: Work, threads: int, steps: int, seconds: float = 0.0) -> float:
-    """Return the seconds of one step, over ``steps`` steps or as many as fit into ``seconds``, whichever is more.
+    """Return the seconds of one step, from ``steps`` steps or those that fit into ``seconds``.
 
-    A contestant is made at its first call in a process.
+    Whichever is more. A contestant is made at its first call in a process.
     """
     key = (name, work)
     if key not in _made:
         _made.clear()
-        _made[key] = CONTESTANTS[name](work)
+        _made[key] = (CONTESTANTS | SPARSE)[name](work)
     with _limited(name, threads):
         _made[key].steps(2)  # whoever has slept is slow at first
         n, started = 0, time.perf_counter()

@@ -206,10 +206,18 @@ def write(document: dict[str, Any], arrays: dict[str, Any]) -> None:
 
 
 def picture() -> Figure:
-    """Return the filters and patterns of the shipped network's 24 most influential units."""
+    """Return filters and patterns of 24 units of the shipped network.
+
+    The first twelve are those with the most influence; then come the most local of the 300 with the
+    most influence.
+    """
     data = nnlib.load_dataset("cifar10")
     model = nnlib.load_model(ROOT / "data" / "models" / "sparse.npz")
-    weights = model.parameters["W1"][:, strongest(model, data.valid, 24)]
+    units = strongest(model, data.valid, 300)
+    spread = locality.spread(model.parameters["W1"][:, units])
+    most_local = [unit for unit in units[np.argsort(spread)] if unit not in units[:12]]
+    chosen = [*units[:12], *most_local[:12]]
+    weights = model.parameters["W1"][:, chosen]
     pixels = data.valid.images.reshape(len(data.valid), -1) / np.float32(255)
     patterns = locality.patterns(pixels, model.preprocessing.filters(weights).T)
     return filters_and_patterns(weights.T, patterns, pairs=6)

@@ -1,4 +1,4 @@
-"""The benchmark's pictures: each function takes the content of one JSON file and returns a Matplotlib ``Figure``."""
+"""The benchmark's pictures: each function turns the content of one JSON file into a ``Figure``."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def speed(result: dict[str, Any]) -> Figure:
 
 
 def scaling(result: dict[str, Any]) -> Figure:
-    """Images a second against the hidden size, at each number of threads, and against the batch size."""
+    """Images a second against the hidden size, for each number of threads, and the batch size."""
     table = pd.DataFrame(result["table"])
     most = table["threads"].max()
     figure, (left, right) = axes(2)
@@ -141,6 +141,43 @@ def accuracy(result: dict[str, Any]) -> Figure:
         xlabel="seconds",
     )
     ax.margins(x=0.12)
+    return figure
+
+
+def whitening(result: dict[str, Any]) -> Figure:
+    """Bars for each form of ZCA: time, memory, file and accuracy, side by side."""
+    table = pd.DataFrame(result["rows"])
+    colors = []
+    for form in table["form"]:
+        if form.startswith("thin"):
+            colors.append(plots.BLUE)
+        elif form.startswith("once"):
+            colors.append(plots.ORANGE)
+        else:
+            colors.append(plots.GREY)
+    panels = {
+        "seconds_per_epoch": ("seconds an epoch", "{:.0f}"),
+        "peak_mb": ("peak memory (MB)", "{:.0f}"),
+        "map_mb": ("whitening in the file (MB)", "{:.1f}"),
+    }
+    figure, all_axes = axes(len(panels) + 1, 4.2)
+    for ax, (name, (title, digits)) in zip(all_axes, panels.items(), strict=False):
+        bars = ax.barh(table["form"], table[name], color=colors)
+        ax.bar_label(bars, fmt=digits, padding=3, fontsize=9)
+        ax.set_title(title, fontsize=10.5)
+        ax.margins(x=0.3)
+    # dots, not bars: the axis doesn't begin at zero, because the differences are small
+    last = all_axes[-1]
+    last.scatter(table["valid_accuracy"], table["form"], color=colors)
+    for place, accuracy in enumerate(table["valid_accuracy"]):
+        last.text(accuracy, place, f"   {accuracy:.3f}", va="center", fontsize=9)
+    last.set_title(f"accuracy, {result['epochs']} epochs", fontsize=10.5)
+    last.margins(x=0.45)
+    for ax in all_axes:
+        ax.set_ylim(len(table) - 0.5, -0.5)
+        ax.grid(False, axis="y")
+    for ax in all_axes[1:]:
+        ax.set_yticklabels([])
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The errors that nnlib raises on purpose. Each message says what was wrong, where, and what to do."""
+"""The errors that nnlib raises on purpose. Messages say what is wrong, where, and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -18,7 +18,7 @@ HOME = CHECKOUT if IN_A_CHECKOUT else Path()
 
 
 def user_path(path: AnyPath) -> Path:
-    """Return a path that a user gave, absolute (os.chdir doesn't move it) and with ``~`` expanded."""
+    """Return a user's path with ``~`` expanded, and absolute, so that os.chdir doesn't move it."""
     return Path(path).expanduser().absolute()
 
 

@@ -1,4 +1,4 @@
-"""README.md and docs/ are true: code runs, commands exist, links lead to files, numbers are recorded."""
+"""README.md and docs/ are true: code runs, commands exist, links lead to files, numbers fit."""
 
 import json
 import pkgutil

@@ -36,8 +36,10 @@ def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -
     if out is None:
         out = np.empty((a.shape[0], b.shape[1]), a.dtype)
         factor = 0.0
-    # BLAS expects arrays that are stored column by column; ours are stored row by row. Such an array
-    # looks to BLAS like its transpose. So we ask for out' = b' a', where ' is the transpose.
+    if not len(a):
+        return out  # BLAS refuses empty arrays
+    # BLAS expects arrays that are stored column by column; ours are stored row by row, and look to
+    # BLAS like their transposes. So we ask for out' = b' a', where ' is the transpose.
     left = b.T if b.flags.c_contiguous else b
     right = a.T if a.flags.c_contiguous else a
     gemm = _blas("gemm", out.dtype)
@@ -55,7 +57,7 @@ def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -
 
 
 def column_sums(a: Array, out: Array, factor: float = 0.0) -> Array:
-    """Write ``factor * out`` + the sum of each column of a (m, n) into ``out`` (n,) and return it."""
+    """Write ``factor * out + a.sum(axis=0)`` into ``out`` (n,) and return it; a is (m, n)."""
     if factor == 0:
         out.fill(0)  # 0 * out would keep a NaN
     else:

@@ -1,7 +1,12 @@
-"""Numerical derivatives against backpropagation, entry by entry, and a report of where they differ.
+"""The gradient check: backpropagation against numerical derivatives, entry by entry.
 
-The idea: move one entry of one parameter by a small h, and see how much the loss changes. That is
-slow, but hard to get wrong. ``check_gradients`` compares it with what ``model.backward`` says.
+The idea: move one entry w of one parameter by a small h, and see how much the loss L changes. That
+is slow, but hard to get wrong. ``check_gradients`` compares it with what ``model.backward`` says,
+and reports where they differ most.
+
+One thing needs care: kinks. At z = 0 the derivative of ReLU jumps. If a unit's z is on one side of
+0 at w-h and on the other side at w+h, then (L(w+h) - L(w-h)) / 2h mixes two slopes. Such entries
+are left out, and the report counts them.
 """
 
 import math
@@ -130,10 +135,14 @@ class Term(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What is seen of the network at one place."""
+    """What we see of the network with one entry moved: the loss, and where the kinks are.
+
+    ``distances`` holds z - kink for every hidden layer's z and every kink of its activation. If a
+    sign differs between two points, a kink lies between them.
+    """
 
     loss: Any
-    distances: list[Array]  # of all pre-activations from each kink of their activation
+    distances: list[Array]
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ class Probe:
     term: Term
 
     def at(self, name: str, entry: Entry, step: complex) -> Point:
-        """Return what is seen if the entry of parameter ``name`` is moved by ``step``."""
+        """Return what we see with one entry of the parameter ``name`` moved by ``step``."""
         parameter = self.model.parameters[name]
         kept = parameter[entry]
         parameter[entry] = kept + step
@@ -156,6 +165,7 @@ class Probe:
         return point
 
     def _here(self) -> Point:
+        """Return what we see with the parameters as they are."""
         penalty = l2_penalty(self.model.parameters, self.term.l2)
         if self.term.data is None:
             return Point(penalty, [])
@@ -181,7 +191,8 @@ def central(probe: Probe, name: str, entry: Entry, h: float) -> float | None:
 def complex_step(probe: Probe, name: str, entry: Entry, h: float) -> float | None:
     """Return Im L(w+ih) / h, or None if the point lies on a kink. ``h`` is not used.
 
-    The Taylor series L(w+ih) = L(w) + ih L'(w) - ... has L'(w) in its imaginary part.
+    In L(w+ih) = L(w) + ih L'(w) - h²/2 L''(w) - ..., the imaginary part is h L'(w), but for terms
+    with h³, which are far too small to matter.
     """
     point = probe.at(name, entry, 1j * COMPLEX_STEP)
     for d in point.distances:
@@ -210,7 +221,9 @@ def check_gradients(
     tolerance: float = 1e-7,
     seed: int = 0,
 ) -> GradientReport:
-    """Compare ``model.backward`` with numerical derivatives of loss + l2/2 * (sum of squared weights).
+    """Compare ``model.backward`` with numerical derivatives.
+
+    Both are those of loss + l2/2 * (sum of squared weights).
 
     With ``l2`` above 0 we check the data term, the L2 term and their sum separately, so that none
     can hide another. There are two methods:
@@ -220,9 +233,9 @@ def check_gradients(
     - ``complex`` takes Im L(w+ih) / h with h = 1e-30. It is exact to rounding, leaves out an entry
       only on a kink, and needs a loss that accepts complex logits (Squire and Trapp 1998).
 
-    We check at most ``samples`` entries of each parameter, drawn by ``seed``. None means all entries
-    of a network with up to 2,000 parameters, and 30 of each array of a larger one. ``masks`` are the
-    dropout masks to use.
+    We check at most ``samples`` entries of each parameter, drawn by ``seed``. None means all
+    entries if the network has up to 2,000 parameters, and 30 of each array if it has more.
+    ``masks`` are the dropout masks to use.
 
     The relative error is |a - n| / max(|a|, |n|, r), with backpropagation's a and the numerical n.
     r is a derivative so small that rounding alone can make it wrong by ``tolerance``: central
@@ -262,12 +275,16 @@ def check_gradients(
 
 
 def _no_loss(logits: Array, labels: Array) -> tuple[float, Array]:
-    """A data term that is always 0; it leaves the L2 term alone."""
+    """A data term that is always 0, so that only the L2 term counts."""
     return 0.0, np.zeros_like(logits)
 
 
 def _rounding(value: Any, gradients: Arrays, method: str, h: float) -> float:
-    """Return about how wrong rounding can make a numerical derivative, at a loss of ``value``."""
+    """Estimate how wrong rounding can make a numerical derivative, if the loss is ``value``.
+
+    A complex step rounds like backpropagation itself, by eps times the derivative. A central
+    difference subtracts two losses, each wrong by eps times the loss, and divides by h.
+    """
     if method == "complex":
         largest = max(float(np.abs(gradient).max()) for gradient in gradients.values())
         return EPSILON * max(largest, 1.0)
@@ -292,7 +309,7 @@ def _compare(
     numerical: list[float | None],
     smallest: float,
 ) -> ParameterCheck:
-    """Return the entry of one parameter at which backpropagation and numerical derivative differ most.
+    """Return the entry of one parameter where backpropagation is furthest from ``numerical``.
 
     ``smallest`` is the r of ``check_gradients``: the smallest derivative to compare relatively.
     """

@@ -1,4 +1,4 @@
-"""What comes before the first layer: arrays that users give, and a linear map from pixels to inputs."""
+"""What comes before the first layer: arrays from users, and a linear map from pixels to inputs."""
 
 import math
 from dataclasses import dataclass
@@ -96,9 +96,9 @@ class Preprocessing:
         return np.tile(self.scale, (ROWS, 1)), np.tile(self.offset, (ROWS, 1))
 
     def fold(self, weights: Array, bias: Array) -> tuple[Array, Array]:
-        """Return first-layer weights (D, H) and bias (H,) that take raw pixels.
+        """Return first-layer weights (D, H) and bias (H,) for raw pixels: the map multiplied in.
 
-        ``weights`` and ``bias`` take the inputs that ``transform`` gives; the results agree.
+        ``weights`` (n_inputs, H) and ``bias`` (H,) are those for the inputs of ``transform``.
         """
         # (pixels * scale + offset) @ M @ W = pixels @ (scale * M W) + offset @ M W
         MW = weights
@@ -109,14 +109,14 @@ class Preprocessing:
         return self.scale[:, None] * MW, bias + self.offset @ MW
 
     def filters(self, weights: Array) -> Array:
-        """Return how each first-layer unit of ``weights`` (n_inputs, H) weighs each pixel: (H, D)."""
+        """Return how each first-layer unit of ``weights`` (n_inputs, H) weighs pixels: (H, D)."""
         no_bias = np.zeros(weights.shape[1], weights.dtype)
         pixel_weights, _ = self.fold(weights, no_bias)
         return pixel_weights.T
 
 
 def flatten(images: Array) -> Array:
-    """Return ``images`` (N, ...) as rows (N, D). Unlike reshape(N, -1), it can flatten no images."""
+    """Return ``images`` (N, ...) as rows (N, D). Unlike reshape(N, -1), this works for N = 0."""
     return images.reshape(len(images), math.prod(images.shape[1:]))
 
 

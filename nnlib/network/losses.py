@@ -31,7 +31,7 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: Array | None = None,
 ) -> tuple[Any, Array]:
-    """Return the mean cross-entropy of ``logits`` (B, K) for integer ``labels`` (B,), and its gradient.
+    """Return the mean cross-entropy of ``logits`` (B, K) and ``labels`` (B,), and its gradient.
 
     With p = softmax(logits) and one-hot targets t, the loss and its gradient (B, K) are
 

@@ -1,14 +1,17 @@
 """The multi-layer perceptron, with its forward and backward pass written by hand.
 
-Layer l takes a, the values of the layer below (the inputs x for l = 1), and computes
+Forward. Each layer takes a (B, fan_in): the inputs x, or what the layer below gives. It computes
 
-    z = a W + b        and, unless it is the last layer,        f(z), which the next layer takes.
+    z = a W + b
+    a = f(z)            for the next layer; the z of the last layer are the logits
 
-The z of the last layer are the logits. Going back, let δ = dL/dz. The chain rule gives
+Backward. With δ = dL/dz (B, fan_out), the chain rule gives (Rumelhart et al. 1986)
 
-    dL/dW = aᵀ δ        dL/db = the sum of δ over the images        δ below = (δ Wᵀ) ⊙ f'(z below)
+    dL/dW = aᵀ δ
+    dL/db = the sum of δ over the images
+    δ     = (δ Wᵀ) ⊙ f'(z)      for the layer below, with the z of that layer
 
-(Rumelhart et al. 1986). ``MLP.forward`` and ``MLP.backward`` are these lines, in this order.
+``MLP.forward`` and ``MLP.backward`` are these lines, in this order. ⊙ multiplies entry by entry.
 """
 
 import copy
@@ -109,9 +112,9 @@ class MLP:
         expected = self.info.get("initial", {}).get("sha256")
         if expected and expected != fingerprint(parameters):
             raise CheckpointError(
-                f"initial_parameters: seed {self.seed} does not give the weights that the run began "
-                "with. It was given others (init=...): ask the network that it was given. Or this "
-                "NumPy draws other numbers."
+                f"initial_parameters: seed {self.seed} does not give the weights that the run "
+                "began with. It was given others (init=...): ask the network that it was given. "
+                "Or this NumPy draws other numbers."
             )
         return parameters
 
@@ -267,10 +270,10 @@ class MLP:
     def gradient_of(
         self, loss: Callable[[Array], tuple[Any, Array]], x: Array
     ) -> tuple[Any, Arrays]:
-        """Return value and gradients of any function of the logits, loss(logits) -> (value, dlogits).
+        """Return the value and the gradients of any function of the logits.
 
-        The entry "x" is the gradient by the inputs (B, D): how an image has to change to change the
-        value.
+        ``loss(logits)`` returns (value, dlogits). The gradients have one more entry, "x" (B, D), by
+        the inputs: it tells how to change an image to change the value.
         """
         value, dlogits = loss(self.forward(x))
         gradients = self.backward(dlogits)
@@ -393,8 +396,8 @@ def _checked_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(layer_sizes)
     if len(sizes) < 2 or not all(_is_size(size) for size in sizes):
         raise HyperparameterError(
-            f"layer_sizes: {layer_sizes!r} is not allowed; whole numbers above 0 for inputs, hidden "
-            "layers and classes."
+            f"layer_sizes: {layer_sizes!r} is not allowed; whole numbers above 0 for inputs, "
+            "hidden layers and classes."
         )
     return tuple(int(size) for size in sizes)
 
@@ -450,9 +453,10 @@ def join(models: Sequence[MLP]) -> MLP:
     """Return one wide network whose logits are the mean of the logits of ``models``.
 
     The models stand side by side in it: their hidden layers are concatenated. W1 holds their
-    columns, each W between hidden layers is block-diagonal, and the last W holds their rows, divided
-    by the number of models. Raises HyperparameterError unless there are two or more, with at least
-    one hidden layer, that agree in depth, inputs, preprocessing, activations, classes and dtype.
+    columns, each W between hidden layers is block-diagonal, and the last W holds their rows,
+    divided by the number of models. Raises HyperparameterError unless there are two or more, with
+    at least one hidden layer, that agree in depth, inputs, preprocessing, activations, classes and
+    dtype.
     """
     from scipy.linalg import block_diag  # imported here, so that `import nnlib` stays fast
 

@@ -1,7 +1,7 @@
 """Models and training states on disk: NumPy's npz without pickle, written atomically.
 
-A file holds arrays and one JSON text, ``meta``, that says what they are. Each member of an npz has
-a CRC-32, so that a flipped bit is found. Anything odd is refused: the sizes that a file declares are
+A file holds arrays and one JSON text, ``meta``, that says what they are. Each array in it has a
+CRC-32, so that a flipped bit is found. Anything odd is refused. The sizes that a file declares are
 checked before memory is taken.
 """
 
@@ -71,8 +71,8 @@ def read_arrays(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
         meta = json.loads(str(arrays.pop("meta")))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: there is no such file; nnlib train writes RUN_DIR/best.npz; shipped models are "
-            "in a checkout's data/models only."
+            f"{path}: there is no such file; nnlib train writes RUN_DIR/best.npz; shipped models "
+            "are in a checkout's data/models only."
         ) from None
     except DAMAGED as error:
         raise CheckpointError(
@@ -175,7 +175,7 @@ def load_model(path: str | Path) -> MLP:
 
 
 def _refuse_other_sizes(layer_sizes: Any, arrays: Mapping[str, Array]) -> None:
-    """Raise ValueError if the weights are those of other layers, before memory is taken for them."""
+    """Raise ValueError if the weights belong to other layers, before memory is taken for them."""
     n_layers = sum(name.startswith("W") for name in arrays)
     weights = [arrays[f"W{layer}"] for layer in range(1, n_layers + 1)]
     found = [weights[0].shape[0]]
@@ -195,13 +195,10 @@ def copy_arrays(
     Raises CheckpointError if an array is missing, or has another shape or no float dtype.
     """
     for name, target in targets.items():
+        needed = f"{path}: {group}{name} should be floats of the shape {target.shape}"
         array = arrays.get(group + name)
         if array is None:
-            found = "nothing"
-        else:
-            found = f"{array.dtype} {array.shape}"
-        if array is None or array.shape != target.shape or array.dtype.name not in STORAGE:
-            raise CheckpointError(
-                f"{path}: {group}{name} should be floats of the shape {target.shape}, found {found}."
-            )
+            raise CheckpointError(f"{needed}, found nothing.")
+        if array.shape != target.shape or array.dtype.name not in STORAGE:
+            raise CheckpointError(f"{needed}, found {array.dtype} {array.shape}.")
         target[...] = array

@@ -15,7 +15,6 @@ from nnlib.plots.drawing import (
 from nnlib.plots.evaluation import calibration, confusion, mistakes, per_class, prediction
 from nnlib.plots.gradients import error_against_step, gradient_errors
 from nnlib.plots.images import class_balance, image_grid, mean_images, samples_by_class
-from nnlib.plots.network import activation_functions, computation_graph, hidden_units
 from nnlib.plots.locality import (
     center_map,
     filter_rows,
@@ -26,6 +25,7 @@ from nnlib.plots.locality import (
     unit_portrait,
     weight_spike,
 )
+from nnlib.plots.network import activation_functions, computation_graph, hidden_units
 from nnlib.plots.search import (
     search_cost,
     search_curves,

@@ -44,13 +44,20 @@ LOOK: Any = {
     "grid.color": "0.9",
     "svg.hashsalt": "nnlib",  # names inside an SVG come from this, not from chance
 }
-UNITS = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (share of images)"}
+UNITS = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (fraction of images)"}
 
 # Matplotlib's settings are global, and it promises nothing about threads.
 _one_at_a_time = threading.RLock()
 
 SAVED_DPI = 150
 PAGE_DPI = 100  # pixels of the page per inch; a saved image has 1.5 pixels for each of them
+
+
+def quantity_words(name: str) -> str:
+    """Return a quantity's name in words: ``"valid_accuracy"`` gives ``"validation accuracy"``."""
+    split, _, rest = name.partition("_")
+    words = {"train": "training", "valid": "validation"}.get(split, split)
+    return f"{words} {rest}".replace("_", " ").strip()
 
 
 @contextmanager
@@ -134,7 +141,7 @@ def draw_lines(
 def label_lines(*axes: Axes, gap: float = 0.075) -> None:
     """Write each line's label beside its end, in its color, and keep the labels from overlapping.
 
-    ``gap`` is the least distance between two labels, as a share of the height of the axes.
+    ``gap`` is the least distance between two labels, as a fraction of the height of the axes.
     """
     for ax in axes:
         ax.autoscale_view()

@@ -18,27 +18,30 @@ def confusion(evaluation: Evaluation) -> Figure:
     import seaborn
 
     totals = evaluation.confusion.sum(axis=1, keepdims=True)
-    share = 100 * evaluation.confusion / np.maximum(totals, 1)  # a class may have no images
-    figure, (ax,) = subplots(height=6, title="Who is taken for whom: each row adds up to 100 %")
+    percentages = 100 * evaluation.confusion / np.maximum(totals, 1)  # a class may have no images
+    figure, (ax,) = subplots(height=6, title="Confusion matrix: each row adds up to 100%")
     seaborn.heatmap(
-        share,
+        percentages,
         ax=ax,
         annot=True,
         fmt=".0f",
         cmap="Blues",
         vmin=0,
         vmax=100,
-        cbar_kws={"label": "share of the true class (%)"},
+        xticklabels=evaluation.classes,
+        yticklabels=evaluation.classes,
+        cbar_kws={"label": "images of the true class (%)"},
     )
-    ax.set(xlabel="predicted class", xticklabels=evaluation.classes, ylabel="true class")
+    ax.set(xlabel="predicted class", ylabel="true class")
     ax.tick_params(axis="x", rotation=45)
+    ax.tick_params(axis="y", rotation=0)  # seaborn may turn the names upright
     return figure
 
 
 def per_class(evaluation: Evaluation) -> Figure:
     """Draw the accuracy on each class, best first, and on all images."""
-    title = f"Accuracy of each class, and of all images: {evaluation.accuracy:.3f}"
-    figure, (ax,) = subplots(title=title, xlabel="accuracy (share of the class's images)")
+    title = f"Accuracy for each class (dashed line: all images, {evaluation.accuracy:.3f})"
+    figure, (ax,) = subplots(title=title, xlabel="accuracy (fraction of the class's images)")
     ranked = dict(sorted(evaluation.per_class.items(), key=lambda item: item[1]))
     bars = ax.barh(list(ranked), list(ranked.values()))
     ax.bar_label(bars, fmt="%.3f", label_type="center", color="white", fontsize=9)
@@ -55,8 +58,8 @@ def mistakes(
     """
     titles = []
     for t, p, row in zip(true, predicted, probabilities, strict=True):
-        titles.append(f"{classes[t]}\n→ {classes[p]} {100 * row[p]:.0f} %")
-    title = "True class → predicted class, with its probability"
+        titles.append(f"{classes[t]}\n→ {classes[p]} {100 * row[p]:.0f}%")
+    title = "True class → predicted class and its probability"
     return image_grid(images, titles, columns=6, title=title)
 
 
@@ -80,7 +83,7 @@ def prediction(image: Array, probabilities: Array, classes: Sequence[str], label
 
 
 def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
-    """Draw how many predictions have each confidence, and what share of them is right.
+    """Draw how many predictions have each confidence, and what fraction of them is right.
 
     ``confidence`` (N,) is the probability of the predicted class, and ``right`` (N,) is 1 where
     the prediction was right and 0 elsewhere.
@@ -90,16 +93,13 @@ def calibration(confidence: Array, right: Array, bins: int = 10) -> Figure:
     counts, _ = np.histogram(confidence, bins, (0, 1))
     right_counts, _ = np.histogram(confidence[right > 0], bins, (0, 1))
     divisor = np.maximum(counts, 1)  # a bin may be empty
-    share = right_counts / divisor
-    standard_error = np.sqrt(share * (1 - share) / divisor)
+    accuracy = right_counts / divisor
+    standard_error = np.sqrt(accuracy * (1 - accuracy) / divisor)
     middles = (np.arange(bins) + 0.5) / bins
-    above.bar(middles, share, width=0.9 / bins, yerr=standard_error)
-    above.plot([0, 1], [0, 1], "--", color=RED, label="as sure\nas right")
-    above.set(
-        title="How often is the network right when it is so sure?",
-        ylabel="share of right answers",
-        ylim=(0, 1),
-    )
+    above.bar(middles, accuracy, width=0.9 / bins, yerr=standard_error)
+    above.plot([0, 1], [0, 1], "--", color=RED, label="perfectly\ncalibrated")
+    title = "How often is the network right at each level of confidence?"
+    above.set(title=title, ylabel="accuracy", ylim=(0, 1))
     below.bar(middles, counts, width=0.9 / bins, color=GREY)
     label_lines(above)
     return figure

@@ -12,10 +12,10 @@ SMALLEST = 1e-17  # drawn in place of an error of 0, which has no place on a log
 
 
 def gradient_errors(report: GradientReport) -> Figure:
-    """Draw the worst relative error of each parameter's gradient, and the tolerance."""
-    title = "Backpropagation against numerical derivatives: every bar must end below the line"
+    """Draw the largest relative error of each parameter's gradient, and the tolerance."""
+    title = "Backpropagation vs. numerical derivatives: every bar should end below the line"
     figure, (ax,) = subplots(title=title)
-    ax.set(xlabel="parameter", ylabel="worst relative error", yscale="log")
+    ax.set(xlabel="parameter", ylabel="largest relative error", yscale="log")
     names = list(report.errors)
     errors = np.maximum(list(report.errors.values()), SMALLEST)
     colors = np.where(errors <= report.tolerance, BLUE, RED)
@@ -28,9 +28,9 @@ def gradient_errors(report: GradientReport) -> Figure:
 
 def error_against_step(hs: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Figure:
     """Draw the relative error of numerical derivatives against their step h, on log axes."""
-    title = "Too long a step is inexact, too short a one drowns in rounding"
+    title = "Large h: the curve bends. Small h: rounding. The best h lies between."
     figure, (ax,) = subplots(title=title, xscale="log", yscale="log")
-    ax.set(xlabel="step length h", ylabel="relative error")
+    ax.set(xlabel="step h", ylabel="relative error")
     lines = {}
     for name, values in errors.items():
         lines[name] = (hs, np.maximum(values, SMALLEST))

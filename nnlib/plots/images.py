@@ -10,6 +10,8 @@ from nnlib.data.dataset import Dataset, Split
 from nnlib.plots.drawing import draw_images, subplots
 from nnlib.types import Array
 
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+
 
 def image_grid(
     images: Array,
@@ -45,11 +47,11 @@ def samples_by_class(split: Split, classes: Sequence[str], n: int = 8) -> Figure
 def class_balance(data: Dataset) -> Figure:
     """Draw how many images of each class are in the training, validation and test images."""
     figure, axes = subplots(1, 3, share=True, xlabel="images")
-    for ax, name in zip(axes, ("train", "valid", "test"), strict=True):
+    for ax, name in zip(axes, SPLITS, strict=True):
         counts = np.bincount(getattr(data, name).labels, minlength=len(data.classes))
         bars = ax.barh(data.classes, counts)
         ax.bar_label(bars, fmt="{:,.0f}", label_type="center", color="white", fontsize=9)
-        ax.set_title(f"{name}: {counts.min():,} to {counts.max():,} a class")
+        ax.set_title(f"{SPLITS[name]}: {counts.min():,} to {counts.max():,} per class")
     axes[0].invert_yaxis()
     return figure
 
@@ -57,5 +59,5 @@ def class_balance(data: Dataset) -> Figure:
 def mean_images(split: Split, classes: Sequence[str]) -> Figure:
     """Draw the mean of all images of each class."""
     means = [split.images[split.labels == k].mean(axis=0) / 255 for k in range(len(classes))]
-    title = "Mean image of each class: colour, hardly any shape"
+    title = "Mean image of each class: some color, hardly any shape"
     return image_grid(np.array(means), classes, columns=5, title=title)

@@ -18,8 +18,8 @@ from nnlib.types import Array
 def activation_functions(names: Sequence[str]) -> Figure:
     """Draw value and derivative of activations, side by side."""
     figure, (left, right) = subplots(1, 2, xlabel="pre-activation z")
-    left.set(title="What a unit passes on", ylabel="value f(z)")
-    right.set(title="What it lets back through", ylabel="derivative f′(z)")
+    left.set(title="Forward: what a unit passes on", ylabel="value f(z)")
+    right.set(title="Backward: how much of the gradient gets through", ylabel="derivative f′(z)")
     z = np.linspace(-4, 4, 801)
     values = {}
     derivatives = {}
@@ -47,7 +47,7 @@ ARROWS = (
 
 def computation_graph() -> Figure:
     """Draw two hidden layers as a graph: what each step computes forward and backward."""
-    title = "Forward: values. Backward: derivatives of the loss"
+    title = "Blue, forward: values. Red, backward: derivatives of the loss"
     figure, (ax,) = subplots(height=2.4, title=title, xlim=(-0.4, 6.4), ylim=(-1, 1))
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
@@ -73,7 +73,7 @@ def hidden_units(model: MLP, points: Array, labels: Array, title: str = "") -> F
     ``points`` are (N, 2), their ``labels`` (N,) 0 or 1. Each first-layer unit has a line where its
     z is 0, and a map under a number of the same color. Number 2.1 is the first unit of layer 2.
     """
-    figure, (left, right) = subplots(1, 2, height=4.8, title="Hidden units: white is active")
+    figure, (left, right) = subplots(1, 2, height=4.8, title="Hidden units (white: active)")
     n = 60  # the network is asked at n × n points of the plane
     edge = 1.1 * float(np.abs(points).max())
     x = np.linspace(-edge, edge, n, dtype=model.dtype)

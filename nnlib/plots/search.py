@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nnlib.extras import need
-from nnlib.plots.drawing import BLUE, subplots
+from nnlib.plots.drawing import BLUE, quantity_words, subplots
 from nnlib.plots.training import histories
 from nnlib.types import Array
 
@@ -33,13 +33,14 @@ def search_heatmap(table: Any, x: str, y: str, value: str = "valid_accuracy") ->
     need("notebooks", "seaborn")
     import seaborn
 
-    figure, (ax,) = subplots(height=4.5, title=f"Best {value} of each pair")
+    words = quantity_words(value)
+    figure, (ax,) = subplots(height=4.5, title=f"Best {words} for each pair")
     for name in (x, y):
         if table[name].dtype == object:  # for example hidden_sizes, which are tuples
             table = table.assign(**{name: table[name].map(str)})
     best_is = "min" if value.endswith("loss") else "max"
     best = table.pivot_table(values=value, index=y, columns=x, aggfunc=best_is)
-    seaborn.heatmap(best, ax=ax, annot=True, fmt=".3f", cmap="viridis", cbar_kws={"label": value})
+    seaborn.heatmap(best, ax=ax, annot=True, fmt=".3f", cmap="viridis", cbar_kws={"label": words})
     return figure
 
 
@@ -59,7 +60,7 @@ def search_strips(table: Any, names: Sequence[str], value: str = "valid_accuracy
                 ax.set_xscale("log")
         ax.set_xlabel(name)
         ax.tick_params(axis="x", which="minor", labelbottom=False)
-    axes[0].set_ylabel(value)
+    axes[0].set_ylabel(quantity_words(value))
     return figure
 
 
@@ -73,9 +74,7 @@ def search_parallel(table: Any, names: Sequence[str], value: str = "valid_accura
 
     ``value`` is the color of the line and the height of its end.
     """
-    title = "Each line is a trial"
-    label = "hyperparameter, and what came of it"
-    figure, (ax,) = subplots(height=4.5, title=title, xlabel=label)
+    figure, (ax,) = subplots(height=4.5, title="Each line is one trial")
     worst_first = not value.endswith("loss")  # so that the best lines are on top
     rows = table.dropna(subset=value).sort_values(value, ascending=worst_first)
     columns = [*names, value]
@@ -83,7 +82,8 @@ def search_parallel(table: Any, names: Sequence[str], value: str = "valid_accura
     colors = matplotlib.colormaps["viridis"]
     for heights in zip(*scales, strict=True):
         ax.plot(heights, color=colors(heights[-1]), alpha=0.8)
-    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=[])
+    ax.set(xticks=range(len(columns)), xticklabels=[*names, quantity_words(value)], yticks=[])
+    ax.set_xlabel("hyperparameters, and the result on the right")
     return figure
 
 
@@ -117,8 +117,8 @@ def _sort_key(value: Any) -> tuple[str, Any]:
 
 def search_importance(shares: Mapping[str, float]) -> Figure:
     """Draw how much each hyperparameter matters: ``shares`` is ``SearchResults.importance()``."""
-    title = "What decides whether a trial is among the best quarter"
-    figure, (ax,) = subplots(height=2.4, title=title, xlabel="share")
+    title = "Which hyperparameters put a trial into the best quarter?"
+    figure, (ax,) = subplots(height=2.4, title=title, xlabel="importance (sums to 1)")
     names = list(shares)[::-1]  # barh draws from the bottom up
     values = list(shares.values())[::-1]
     bars = ax.barh(names, values, color=BLUE)
@@ -128,8 +128,9 @@ def search_importance(shares: Mapping[str, float]) -> Figure:
 
 def search_cost(named: Mapping[str, Any], value: str = "valid_accuracy") -> Figure:
     """Draw ``value`` of every trial against its training time, for the tables of some searches."""
-    title = "What a trial has cost, and what it has reached"
-    figure, (ax,) = subplots(title=title, xlabel="training (s)", xscale="log", ylabel=value)
+    title = "Training time and result of each trial"
+    figure, (ax,) = subplots(title=title, xlabel="training time (seconds)", xscale="log")
+    ax.set_ylabel(quantity_words(value))
     for (name, table), marker in zip(named.items(), "osD^v", strict=False):
         ax.plot(table.seconds, table[value], marker, alpha=0.7, label=name)
     ax.legend()

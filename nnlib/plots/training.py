@@ -17,6 +17,7 @@ from nnlib.plots.drawing import (
     draw_images,
     draw_lines,
     label_lines,
+    quantity_words,
     subplots,
 )
 from nnlib.plots.weights import CIFAR_SHAPE, as_images
@@ -36,7 +37,7 @@ def curves(named: Mapping[str, Any], title: str, x: str, y: str, log: bool = Fal
 
 def schedules(named: Mapping[str, Callable[[int], float]], total_steps: int) -> Figure:
     """Draw the learning rate of each schedule over ``total_steps`` steps."""
-    title = "Learning rate over the steps of a run"
+    title = "Learning rate at each step of a run"
     figure, (ax,) = subplots(title=title, xlabel="step (one update)", ylabel="learning rate")
     steps = np.unique(np.linspace(0, total_steps - 1, 1000).astype(int)).tolist()
     lines = {}
@@ -66,7 +67,7 @@ def history(
         label_lines(ax)
     if filters is not None:
         draw_images(axes[2], as_images(filters[:36], shape), 6)
-        axes[2].set(title="First layer's weights", xlabel="")
+        axes[2].set(title="First-layer weights", xlabel="")
     return figure
 
 
@@ -103,8 +104,8 @@ def _column(run: Any, name: str) -> Array:
 
 def histories(named: Mapping[str, Any], quantity: str = "valid_accuracy", top: int = 6) -> Figure:
     """Draw one quantity of runs or histories by epoch, the ``top`` best in color, with names."""
-    split, what = quantity.split("_")
-    title = f"{what.capitalize()} ({split})"
+    _, what = quantity.split("_")
+    title = quantity_words(quantity).capitalize()
     figure, (ax,) = subplots(title=title, xlabel="epoch", ylabel=UNITS[what])
     sign = 1 if what == "loss" else -1
 
@@ -144,7 +145,8 @@ def small_multiples(
 
 def learning_rate_test(test: Any) -> Figure:
     """Draw loss against learning rate, and the rate that ``nnlib.find_learning_rate`` suggests."""
-    title = f"Learning rate range test: a tenth of the lowest point's rate is {test.suggestion:.2g}"
+    suggestion = f"{test.suggestion:.2g}, a tenth of the rate with the lowest loss"
+    title = f"Learning rate range test: try {suggestion}"
     figure, (ax,) = subplots(title=title)
     ax.set(xlabel="learning rate", xscale="log", ylabel=UNITS["loss"])
     ax.plot(test.rates, test.losses)
@@ -156,10 +158,10 @@ def learning_rate_test(test: Any) -> Figure:
 def diagnostics(run: Any) -> Figure:
     """Draw what ``nnlib.Diagnostics`` put into a run's history, layer by layer, by epoch."""
     panels = {
-        "gradient_norm": ("Gradient", "length"),
-        "weight_norm": ("Weights", "length"),
-        "update_ratio": ("Update / weights", "ratio"),
-        "dead": ("Dead units (share of the layer)", "share"),
+        "gradient_norm": ("Gradient", "norm"),
+        "weight_norm": ("Weights", "norm"),
+        "update_ratio": ("Update / weights", "ratio of norms"),
+        "dead": ("Dead units", "fraction of the layer"),
     }
     figure, axes = subplots(2, 2, height=5.4, xlabel="epoch", yscale="log")
     records = getattr(run, "history", run)
@@ -174,8 +176,8 @@ def diagnostics(run: Any) -> Figure:
 
 def gradient_norms(records: Sequence[Mapping[str, float]]) -> Figure:
     """Draw the norm of each layer's gradient by epoch, from records of ``nnlib.Diagnostics``."""
-    title = "Length of each layer's gradient"
-    figure, (ax,) = subplots(height=2.4, title=title, xlabel="epoch", ylabel="length")
+    title = "Norm of each layer's gradient"
+    figure, (ax,) = subplots(height=2.4, title=title, xlabel="epoch", ylabel="norm")
     measured = [record for record in records if "gradient_norm_1" in record]
     _draw_layers(ax, measured, "gradient_norm")
     label_lines(ax, gap=0.15)

@@ -63,7 +63,7 @@ def weight_heatmaps(before: Mapping[str, Array], after: Mapping[str, Array]) -> 
             ax.set_title(f"{name}, {when}")
             ax.grid(False)
             if is_matrix:
-                ax.set_xlabel("input of the layer")
+                ax.set_xlabel("input to the layer")
             else:
                 ax.set(xlabel="unit", yticks=[])
         if is_matrix:
@@ -92,13 +92,13 @@ def _block_means(weights: Array, largest: int = 80) -> Array:
 
 
 def first_layer_images(filters: Array, n: int = 64, columns: int = 16) -> Figure:
-    """Draw the ``n`` longest rows of ``filters`` (H, 3072) as images.
+    """Draw the ``n`` rows of ``filters`` (H, 3072) with the largest norms as images.
 
     ``filters`` are the first layer's weights for each pixel; see ``filters_of``.
     """
-    title = "First layer's weights as images, longest first: grey is zero, each scaled to its own largest weight"  # noqa: E501
-    longest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:n]
-    return image_grid(as_images(filters[longest], CIFAR_SHAPE), columns=columns, title=title)
+    title = "First-layer weights, largest norm first (gray: zero; each image has its own scale)"
+    largest = np.argsort(-np.linalg.norm(filters, axis=1), kind="stable")[:n]
+    return image_grid(as_images(filters[largest], CIFAR_SHAPE), columns=columns, title=title)
 
 
 def filters_of(model: MLP, weights: Array) -> Array:

@@ -42,7 +42,7 @@ class Batches:
         return self._order
 
     def __getitem__(self, step: int) -> tuple[Array, Array, Masks]:
-        """Return inputs (B, D), labels (B,) and masks of ``step``, counted from 0 over all epochs."""
+        """Return inputs (B, D), labels (B,) and masks of ``step``, from 0 over all epochs."""
         hp = self.hp
         epoch, batch = divmod(step, self.per_epoch)
         start = batch * hp.batch_size

@@ -27,10 +27,9 @@ def layer_health(model: MLP, images: Array) -> list[LayerHealth]:
 
     A unit is dead if its derivative is below 0.0001 for every image: no gradient passes through it.
     An activation is saturated if the derivative is below 0.01 at z and at -z: sigmoid and tanh are
-    flat at both ends, ReLU and its
-    relatives are not. ``images`` are at most 2500.
+    flat at both ends, ReLU and its relatives are not. ``images`` are at most 2500.
     """
-    model.predict_logits(images)
+    model.activations(model.inputs(images))  # keeps the pre-activations; predictions don't
     health = []
     for function, z in zip(model.functions, model.pre_activations, strict=True):
         slope = abs(function.derivative(z, function.value(z)))

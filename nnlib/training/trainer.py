@@ -331,6 +331,9 @@ class Trainer:
         looked_at = self.data.valid.take(slice(LOOKED_AT))
         with np.errstate(all="ignore"):
             valid = evaluate(self.evaluated, self.data.valid)
+            if not math.isfinite(valid.loss):
+                # keeps the pre-activations, which tell where the numbers stopped being finite
+                self.evaluated.activations(self.evaluated.inputs(looked_at.images))
             self._refuse_divergence(valid.loss, self.evaluated)
             for what, details in network_warnings(
                 self.evaluated, looked_at.images, looked_at.labels

@@ -227,7 +227,7 @@ def _choose(page, box, file: dict) -> None:
 
 
 def _paint_and_upload(page) -> None:
-    box, picture = _widget(page, "colour")
+    box, picture = _widget(page, "color")
     square = box.locator('button[title="row 2, column 2"]')
     _changes(picture, square.click)
     square.focus()
@@ -241,7 +241,7 @@ def _paint_and_upload(page) -> None:
         lambda: _choose(page, box, {"name": "grey.png", "mimeType": "", "buffer": out.getvalue()}),
     )
     _choose(page, box, {"name": "cat.txt", "mimeType": "text/plain", "buffer": b"miaow"})
-    box.get_by_role("alert").filter(has_text="cat.txt: this is no image").wait_for(timeout=10_000)
+    box.get_by_role("alert").filter(has_text="cat.txt: this can't be read").wait_for(timeout=10_000)
     page.picture("draw")
 
 

@@ -257,4 +257,4 @@ def test_images_of_another_layout_or_kind_are_refused():
         model.predict(images.transpose(0, 2, 3, 1))
     with pytest.raises(nnlib.HyperparameterError, match=r"^images: float32 .* takes uint8 pixels"):
         model.predict(images.astype(np.float32))
-    assert repr(model) == "MLP(192-5-2, relu, float32)"
+    assert repr(model) == "MLP(192-5-2, leaky_relu, float32)"

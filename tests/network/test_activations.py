@@ -30,7 +30,7 @@ def logistic(z: float) -> float:
     return 1 / (1 + math.exp(-z)) if z > 0 else math.exp(z) / (1 + math.exp(z))
 
 
-# One number at a time, from the textbook, with Python's own mathematics: name -> (value, derivative).
+# One number at a time, with Python's own mathematics: name -> (value, derivative).
 TEXTBOOK = {
     "identity": (lambda z: z, lambda z: 1.0),
     "relu": (lambda z: max(z, 0.0), lambda z: float(z > 0)),

@@ -89,7 +89,8 @@ def test_any_shape(sizes, n, activations, l2, smoothing, dropout, seed):
     report = check_gradients(
         model, x, labels, l2, loss=loss, masks=masks, method="complex", samples=8
     )
-    # the probabilities are exact to 1e-16, so a derivative of 1e-8, the smallest compared relatively, is to 1e-8
+    # The probabilities are exact to 1e-16, so a derivative of 1e-8, the smallest that is compared
+    # relatively, is exact to 1e-8.
     assert all(row.relative_error < 1e-8 for row in report.rows), report
 
 
@@ -193,7 +194,7 @@ def changed(change, loss=softmax_cross_entropy):
 
 
 def squared_error(logits, labels):
-    """½ |p - t|² and its gradient through softmax's Jacobian: dlogits = p ⊙ (e - Σ e p) with e = p - t."""
+    """½ |p - t|² and its gradient through softmax: dlogits = p ⊙ (e - Σ e p) with e = p - t."""
     p, t = softmax(logits), np.eye(logits.shape[1])[labels]
     e = p - t
     return 0.5 * (e * e).sum() / len(p), p * (e - (e * p).sum(axis=1, keepdims=True)) / len(p)

@@ -29,7 +29,8 @@ def test_mean_spread_and_law(name):
     assert w.shape == (FAN_IN, FAN_OUT)
     assert abs(w.mean()) < 4 * std / math.sqrt(n)  # four standard errors
     assert abs(w.std() / std - 1) < 4 / math.sqrt(2 * n)
-    # A normal law has 4.55 % of its values beyond two standard deviations, a uniform one none beyond √3.
+    # A normal law has 4.55 % of its values beyond two standard deviations, a uniform one has none
+    # beyond √3.
     if name.endswith("uniform"):
         assert 0.999 < np.abs(w).max() / (std * math.sqrt(3)) <= 1
     else:

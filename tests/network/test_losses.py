@@ -1,4 +1,4 @@
-"""Softmax cross-entropy: its value by hand, its gradient, label smoothing, class weights, L2, and what it refuses."""
+"""Softmax cross-entropy and L2: values by hand, gradients, smoothing, weights, and refusals."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ def drawn(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_two_images_by_hand():
-    # softmax(0, ln 3) = (1/4, 3/4) and softmax(0, 0) = (1/2, 1/2). Right are class 1 and class 0, so
+    # softmax(0, ln 3) = (1/4, 3/4) and softmax(0, 0) = (1/2, 1/2). The labels are 1 and 0, so
     # L = (-ln 3/4 - ln 1/2)/2 = ln(8/3)/2, and dL/dlogits = ((1/4, 3/4 - 1), (1/2 - 1, 1/2))/2.
     loss, gradient = softmax_cross_entropy(np.array([[0, math.log(3)], [0, 0]]), np.array([1, 0]))
     assert loss == pytest.approx(math.log(8 / 3) / 2, rel=1e-15)
@@ -53,7 +53,8 @@ def test_stable_at_1e4(dtype):
     assert gradient.dtype == p.dtype == dtype
     third = 1 / 3
     np.testing.assert_allclose(p, [[1, 0, 0], [third, third, third], [0, 0.5, 0.5]], rtol=1e-6)
-    # -log p of row 1 is (0, 2e4, 1e4), weighed 0.9 on class 1 and 0.1/3 on each; of row 3 (1e4 + ln 2, ln 2, ln 2).
+    # -log p of row 1 is (0, 2e4, 1e4), with the weight 0.9 on class 1 and 0.1/3 on each class.
+    # -log p of row 3 is (1e4 + ln 2, ln 2, ln 2).
     rows = (
         0.9 * 2e4 + 0.1 * third * 3e4,
         math.log(3),

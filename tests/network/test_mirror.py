@@ -49,5 +49,5 @@ def test_side_by_side_they_are_one_network_with_the_mean_of_both_logits():
 @pytest.mark.parametrize("kind", ["whiten", "zca"])
 def test_networks_whose_inputs_are_not_symmetric_are_refused(kind):
     model, _ = network(kind)
-    with pytest.raises(nnlib.HyperparameterError, match="^model: .*flip=True"):
+    with pytest.raises(nnlib.HyperparameterError, match=r"^model: .*flip=True"):
         mirror_image(model, SHAPE)

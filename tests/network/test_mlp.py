@@ -1,8 +1,11 @@
-"""The network: its passes by hand, its manners, the facts that every network obeys, and what it refuses."""
+"""The network: its passes by hand, the facts that every network obeys, and what it refuses."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,15 +44,19 @@ def fit(model: MLP, x, labels, steps: int, rate: float) -> float:
 
 
 def test_forward_and_backward_by_hand():
-    # x = (1, 2): z1 = (1 + 1, -1 - 2 + 1) = (2, -2), a1 = (2, -1), logits = (2 - 2 + 0.5, 0 - 1 + 0) = (0.5, -1).
+    # For x = (1, 2):
+    # z1 = (1 + 1, -1 - 2 + 1) = (2, -2) and a1 = (2, -1),
+    # logits = (2 - 2 + 0.5, 0 - 1 + 0) = (0.5, -1).
     model, x = by_hand(), np.array([[1.0, 2.0]])
     np.testing.assert_array_equal(model.forward(x), [[0.5, -1]])
     np.testing.assert_array_equal(model.pre_activations, [[[2, -2]]])
     hidden, logits = model.activations(x)
     np.testing.assert_array_equal(hidden, [[2, -1]])
     np.testing.assert_array_equal(logits, [[0.5, -1]])
-    # With dL/dlogits = (1, -1) and l2 = 0.1: dW2 = a1' (1, -1) + 0.1 W2 = ((2.1, -2), (-0.8, 1.1)), db2 = (1, -1);
-    # dL/da1 = (1, -1) W2' = (1, 2 - 1) = (1, 1), dL/dz1 = (1, 0.5); dW1 = x' (1, 0.5) + 0.1 W1, db1 = (1, 0.5).
+    # With dL/dlogits = (1, -1) and l2 = 0.1:
+    # dW2 = a1' (1, -1) + 0.1 W2 = ((2.1, -2), (-0.8, 1.1)) and db2 = (1, -1),
+    # dL/da1 = (1, -1) W2' = (1, 2 - 1) = (1, 1) and dL/dz1 = (1, 0.5),
+    # dW1 = x' (1, 0.5) + 0.1 W1 and db1 = (1, 0.5).
     gradients = model.backward(np.array([[1.0, -1.0]]), l2=0.1)
     np.testing.assert_allclose(gradients["W2"], [[2.1, -2], [-0.8, 1.1]], rtol=1e-15)
     np.testing.assert_allclose(gradients["b2"], [1, -1], rtol=1e-15)
@@ -465,3 +472,171 @@ def test_networks_without_hidden_layers_cannot_be_joined():
         nnlib.HyperparameterError, match=r"^models: two or more are needed, with hidden layers"
     ):
         nnlib.join([MLP((4, 3)), MLP((4, 3))])
+
+
+# Several threads, one network.
+
+
+class WaitsForTheOther(get_activation("tanh").__class__):
+    """tanh, which holds each thread in the middle of its forward pass until the other is there."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(2, timeout=20)
+
+    def value(self, z, out=None):
+        self.barrier.wait()  # now both have written their z
+        a = super().value(z, out=out)
+        self.barrier.wait()  # now both have written their a
+        return a
+
+
+PREDICTIONS = {
+    "predict": lambda model, images: model.predict(images),
+    "predict_proba": lambda model, images: model.predict_proba(images),
+    "predict_logits": lambda model, images: model.predict_logits(images),
+    "evaluate": lambda model, images: (
+        nnlib.evaluate(model, nnlib.Split(images, np.arange(len(images)) % 5)).confusion
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["standardise", "whiten", "zca"])
+@pytest.mark.parametrize("name", PREDICTIONS)
+def test_threads_may_predict_at_the_same_time(name, kind):
+    fitted = fit_preprocessing(kind, PICTURES, components=20)
+    model = MLP((fitted.n_inputs, 16, 8, 5), "tanh", preprocessing=fitted)
+    for p in model.parameters.values():
+        p[:] = np.random.default_rng(0).normal(size=p.shape)
+    predict = PREDICTIONS[name]
+    halves = PICTURES[:20], PICTURES[20:]
+    alone = [predict(model, images) for images in halves]
+    assert (alone[0] != alone[1]).any()
+    model.functions = [WaitsForTheOther(), WaitsForTheOther()]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(predict, [model, model], halves))
+    for got, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_prediction_between_forward_and_backward_changes_nothing():
+    model, x, labels = drawn((5, 4, 4, 3))
+    _, expected = model.loss_and_gradients(x, labels)
+    _, dlogits = softmax_cross_entropy(model.forward(x), labels)
+    z = [z.copy() for z in model.pre_activations]
+    model.predict(-x[:2])
+    for now, before in zip(model.pre_activations, z, strict=True):
+        np.testing.assert_array_equal(now, before)
+    for name, gradient in model.backward(dlogits).items():
+        np.testing.assert_array_equal(gradient, expected[name])
+
+
+def test_backward_wants_the_gradient_of_the_last_logits():
+    model, x, _ = drawn()
+    with pytest.raises(nnlib.HyperparameterError, match=r"^dlogits: .* call forward\(x\) first"):
+        model.backward(np.zeros((6, 3)))
+    model.forward(x)
+    with pytest.raises(
+        nnlib.HyperparameterError, match=r"^dlogits: their shape is \(5, 3\), but .* \(6, 3\)"
+    ):
+        model.backward(np.zeros((5, 3)))
+
+
+# What counts as an array.
+
+
+class Tensor:
+    """What NumPy sees of a tensor of another library: a dtype of its own, and __array__."""
+
+    def __init__(self, array):
+        self.array = array
+        self.dtype = f"other.{array.dtype}"
+
+    def __len__(self):
+        return len(self.array)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+OTHER_KINDS = {
+    "list": lambda array: array.tolist(),
+    "tensor": Tensor,
+    "DataFrame": pd.DataFrame,
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_lists_tensors_and_tables_are_as_good_as_arrays(kind):
+    other = OTHER_KINDS[kind]
+    model, x, labels = drawn()
+    assert np.unique(model.predict(x)).size > 1
+    np.testing.assert_array_equal(model.predict(other(x)), model.predict(x))
+    np.testing.assert_array_equal(model.predict_proba(other(x)), model.predict_proba(x))
+    np.testing.assert_array_equal(model.forward(other(x)), model.forward(x))
+    value, expected = model.loss_and_gradients(x, labels)
+    column = labels[:, np.newaxis]
+    for y in (labels, column):
+        found, gradients = model.loss_and_gradients(other(x), other(y))
+        assert found == value
+        for name, gradient in gradients.items():
+            np.testing.assert_array_equal(gradient, expected[name])
+        assert nnlib.check_gradients(model, other(x), other(y)).ok
+        assert softmax_cross_entropy(model.forward(x), other(y))[0] == value
+
+
+def test_a_list_takes_the_dtype_of_the_network():
+    model, x, _ = drawn(dtype=np.float32)
+    np.testing.assert_array_equal(model.forward(x.tolist()), model.forward(x))
+
+
+def test_lists_of_pixels_say_that_they_are_pixels():
+    model = MLP((48, 5, 3), preprocessing=fit_preprocessing("scale", PICTURES))
+    pixels = PICTURES.tolist()
+    with pytest.raises(
+        nnlib.HyperparameterError,
+        match=r"^images: int64 is not allowed; .*np\.asarray\(images, np\.uint8\) if they are pix",
+    ):
+        model.predict(pixels)
+    again = np.asarray(pixels, np.uint8)
+    np.testing.assert_array_equal(model.predict_logits(again), model.predict_logits(PICTURES))
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        ([[1.0, 2.0], [3.0]], r"^images: this cannot be read as an array .*equal lengths"),
+        ([["cat", "dog"]], r"^images: <U3 values are not numbers; convert them"),
+        (None, r"^images: object values are not numbers"),
+        ([0.5] * 48, r"^images: their shape is \(48,\), .* single image .*\[np\.newaxis\]"),
+    ],
+)
+def test_what_is_no_array_of_images(images, words):
+    with pytest.raises(nnlib.HyperparameterError, match=words):
+        MLP((48, 5, 3)).predict(images)
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [
+        (["cat", "dog"], r"^labels: <U3 values are not numbers"),
+        ([[0, 1], [1]], r"^labels: this cannot be read"),
+        ([0.0, 1.0], r"^labels: float64 .*; np\.asarray\(labels\)\.astype\(int\) makes whole"),
+        ([[0, 1, 0], [1, 0, 0]], r"^labels: .*np\.argmax\(labels, axis=1\) turns one-hot"),
+        ([0, 1, 2], r"^labels: .*; give one label for each image"),
+        ([True, False], r"^labels: bool of shape"),
+    ],
+)
+def test_labels_are_refused_with_a_remedy(labels, words):
+    with pytest.raises(nnlib.HyperparameterError, match=words):
+        MLP((4, 5, 3)).loss_and_gradients(X, labels)
+
+
+def test_hidden_layers_are_leaky_by_default_as_in_hyperparameters():
+    assert MLP((4, 5, 6, 3)).activation == ("leaky_relu",) * 2
+    assert nnlib.Hyperparameters().activation == "leaky_relu"
+
+
+def test_no_images_make_no_inputs():
+    for kind in ("scale", "zca"):
+        fitted = fit_preprocessing(kind, PICTURES)
+        assert MLP((48, 5, 3), preprocessing=fitted).inputs(PICTURES[:0]).shape == (0, 48)

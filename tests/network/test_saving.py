@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and whatever is damaged is refused in words, never loaded and never a crash."""
+"""Checkpoints: what goes in comes out. What is damaged is refused in words; it never crashes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Figures: each shows the numbers that it was given, can be drawn, and comes out the same each time."""
+"""Figures: each can be drawn, shows the numbers it was given, and is the same each time."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ from nbclient import NotebookClient
 import nnlib
 from nnlib import plots
 from nnlib.network.gradcheck import GradientReport, ParameterCheck
+from nnlib.plots import drawing, gradients, images, network, search, training, weights
 from nnlib.plots import evaluation as evaluation_plots
-from nnlib.plots import gradients, images, network, search, training, weights
 from nnlib.searching.results import SearchResults, Trial
 from nnlib.training.rates import RangeTest
 
@@ -181,7 +181,10 @@ def _is_made_in(module, name):
 
 
 def test_pyplot_is_not_needed():
-    code = "import sys; from nnlib import plots; plots.png(plots.activation_functions(['relu'])); print(*sys.modules)"
+    code = """import sys
+from nnlib import plots
+plots.png(plots.activation_functions(['relu']))
+print(*sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "matplotlib.pyplot" not in done.stdout.split()
 
@@ -237,6 +240,12 @@ def test_labels_of_lines_do_not_overlap():
     assert places[-1] <= 1
 
 
+def test_labels_are_moved_down_only_where_they_need_it():
+    assert drawing._spread([], 0.1) == []
+    assert drawing._spread([0.2, 0.5], 0.1) == [0.2, 0.5]
+    np.testing.assert_allclose(drawing._spread([0.1, 0.48, 0.5, 1.2], 0.1), [0.1, 0.4, 0.5, 1])
+
+
 def test_gradient_errors_above_the_tolerance_are_red():
     bad = GradientReport(
         tuple(
@@ -252,6 +261,50 @@ def test_gradient_errors_above_the_tolerance_are_red():
 def test_confusion_shows_shares_of_rows():
     texts = [text.get_text() for text in plots.confusion(evaluation()).axes[0].texts]
     assert texts == ["75", "25", "0", "50", "50", "0", "0", "25", "75"]
+
+
+def test_confusion_names_the_classes_on_both_axes():
+    figure = plots.confusion(evaluation())
+    plots.png(figure)  # labels may change when they are drawn
+    ax = figure.axes[0]
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["cat", "dog", "frog"]
+    assert {label.get_rotation() for label in ax.get_yticklabels()} == {0}
+
+
+def test_titles_say_what_to_see():
+    title = FIGURES["error_against_step"]().axes[0].get_title()
+    assert title == "Large h: the curve bends. Small h: rounding. The best h lies between."
+    assert FIGURES["histories"]().axes[0].get_title() == "Validation loss"
+    splits = [ax.get_title() for ax in FIGURES["class_balance"]().axes]
+    assert splits == [f"{s}: {n} to {n} per class" for s, n in SPLIT_SIZES]
+
+
+SPLIT_SIZES = (("training", 10), ("validation", 3), ("test", 2))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("valid_accuracy", "validation accuracy"),
+        ("train_loss", "training loss"),
+        ("seconds", "seconds"),
+        ("best_epoch", "best epoch"),
+    ],
+)
+def test_quantities_are_written_in_words(value, words):
+    assert drawing.quantity_words(value) == words
+
+
+def test_search_figures_name_their_value_in_words():
+    rates = ["learning_rate", "hidden_sizes"]
+    heat_map, color_bar = plots.search_heatmap(make_table(), *rates).axes
+    assert heat_map.get_title() == "Best validation accuracy for each pair"
+    assert color_bar.get_ylabel() == "validation accuracy"
+    for figure in (FIGURES["search_strips"](), FIGURES["search_cost"]()):
+        assert figure.axes[0].get_ylabel() == "validation accuracy"
+    places = plots.search_parallel(make_table(), rates).axes[0].get_xticklabels()
+    assert [place.get_text() for place in places] == [*rates, "validation accuracy"]
 
 
 def test_block_means():
@@ -365,7 +418,8 @@ plots.show(figure)"""
     assert named["metadata"]["image/png"]["alt"] == "Value and derivative of ReLU"
     assert 800 < named["metadata"]["image/png"]["width"] < 950
     assert (
-        plain["metadata"]["image/png"]["alt"] == "What a unit passes on; What it lets back through"
+        plain["metadata"]["image/png"]["alt"]
+        == "Forward: what a unit passes on; Backward: how much of the gradient gets through"
     )
     assert [path.name for path in sorted(Path(tmp_path).iterdir())] == ["relu.png", "relu.svg"]
 

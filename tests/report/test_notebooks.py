@@ -1,11 +1,11 @@
-"""Every notebook runs from top to bottom: at small settings on the stand-in, and on the real images where they are."""
+"""Every notebook runs from top to bottom: on the stand-in, and on real images if they are here."""
 
 import re
 
 import nbformat
 import pytest
 
-from nnlib.report.notebooks import execute, find_notebooks
+from nnlib.report import execute, find_notebooks
 
 NOTEBOOKS = [path.stem for path in find_notebooks()]
 
@@ -37,32 +37,25 @@ def test_reads_as_a_chapter(name):
     cells = nbformat.read(find_notebooks(chosen=[name])[0], as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    assert {cell.source: n for cell in code if (n := len(cell.source.splitlines())) > 15} == {}
-    assert (
-        text.startswith(f"# {int(name[:2])} · ")
-        and "**What you will learn.**" in text
-        and "**Next:**" in text
-    )
-    assert any(re.search(r"^ *assert |raise_if_failed", cell.source, re.M) for cell in code), (
-        "no check"
-    )
+    too_long = [cell.source for cell in code if len(cell.source.splitlines()) > 15]
+    assert too_long == []
+    assert text.startswith(f"# {int(name[:2])} · ")
+    assert "**What you will learn.**" in text and "**Next:**" in text
+    checks = re.compile(r"^ *assert |raise_if_failed", re.M)
+    assert any(checks.search(cell.source) for cell in code), "no check"
     questions = text.split("## Try it\n")[1].split("**Next:**")[0]
-    assert len(re.findall(r"^\d\. ", questions, re.M)) <= questions.count(
-        "<details><summary>Hint</summary>"
-    )
-    outputs = [
-        output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})
-    ]
-    assert outputs and all(output.metadata["image/png"]["alt"] for output in outputs)
+    hints = questions.count("<details><summary>Hint</summary>")
+    assert len(re.findall(r"^\d\. ", questions, re.M)) <= hints
+    outputs = [output for cell in code for output in cell.outputs]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert pictures
+    assert all(picture.metadata["image/png"]["alt"] for picture in pictures)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_static_figure_stands_below_each_widget(name):
-    code = [
-        c
-        for c in nbformat.read(find_notebooks(chosen=[name])[0], as_version=4).cells
-        if c.cell_type == "code"
-    ]
+    cells = nbformat.read(find_notebooks(chosen=[name])[0], as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
     shown = re.compile(r"^widgets\.|^(playground|explorer)$", re.M)  # as a line of its own
     widgets = [i for i, cell in enumerate(code) if shown.search(cell.source)]
     assert widgets and all("plots.show(" in code[i + 1].source for i in widgets)

@@ -73,6 +73,15 @@ def test_divergence_names_the_layer_whose_activations_overflow_and_brings_the_ru
         train(hp, DATA, At(10, grow_last))
 
 
+def test_divergence_that_validation_finds_names_the_layer_too():
+    def grow(trainer):
+        trainer.model.parameters["W2"][:] = 1e38
+
+    hp = PLAIN.replace(hidden_sizes=(8, 8, 8), activation="leaky_relu")
+    with pytest.raises(nnlib.TrainingDiverged, match="the activations of layer 2 overflow"):
+        train(hp, DATA, At(14, grow))  # the last step of epoch 2
+
+
 def kill_units(trainer):
     trainer.model.parameters["b1"][:] = -1000
 

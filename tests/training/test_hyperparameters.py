@@ -90,7 +90,7 @@ def test_fields_that_need_another_are_refused_without_it():
         ("hidden", "Did you mean 'hidden_sizes'"),
         ("hidden_layer_sizes", "Did you mean 'hidden_sizes'"),
         ("n_epochs", "Did you mean 'epochs'"),
-        ("optimizer", "stochastic gradient descent: set momentum, nesterov"),
+        ("optimizer", "stochastic gradient descent only: set momentum, nesterov"),
         ("batch_norm", "no batch normalization: set preprocessing='whiten'"),
         ("qqq", "no such hyperparameter. Known: activation"),
     ],

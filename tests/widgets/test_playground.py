@@ -1,4 +1,4 @@
-"""The training playground and the live plot, without a browser: they train, draw, pause and stop as they are told."""
+"""The training playground and the live plot, without a browser: train, draw, pause, stop."""
 
 import threading
 import time
@@ -106,9 +106,8 @@ def test_playground_draws_twice_a_second_and_stops(playground):
     playground.thread.join(120)
     assert not playground.thread.is_alive()
     assert "stopped" in playground.status.value
-    assert (
-        np.median(np.diff(times)) < 0.5 * 2
-    )  # twice as long as it should be, for machines that are busy
+    # Twice as long as it should be, for machines that are busy.
+    assert np.median(np.diff(times)) < 0.5 * 2
 
 
 class Gate(threading.Event):
@@ -211,9 +210,8 @@ def test_playground_shows_gradients_as_it_trains(playground):
     assert playground.gradients.value != empty
     (records,) = playground.runs
     rows = [record for record in records if "gradient_norm_1" in record]
-    assert (
-        len(rows) >= 2 and rows[0]["epoch"] == 0 and rows[-1]["epoch"] == 2
-    )  # from before the first step to the end
+    # From before the first step to the end.
+    assert len(rows) >= 2 and rows[0]["epoch"] == 0 and rows[-1]["epoch"] == 2
     assert all(record["gradient_norm_2"] > 0 for record in rows)
     assert playground.gradients.value == plots.png(plots.gradient_norms(records))
 
@@ -239,7 +237,8 @@ def test_playground_takes_arrays_that_are_no_images():
 LIVE = """
 import numpy as np, nnlib
 rng = np.random.default_rng(0)
-data = nnlib.Dataset.from_arrays(rng.integers(0, 256, (60, 3, 4, 4), dtype=np.uint8), np.arange(60) % 3)
+images = rng.integers(0, 256, (60, 3, 4, 4), dtype=np.uint8)
+data = nnlib.Dataset.from_arrays(images, np.arange(60) % 3)
 live = nnlib.LivePlot()
 pictures = set()
 class Watch(nnlib.Callback):

@@ -1,4 +1,4 @@
-"""Widgets without a browser: values and buttons are set as a browser would set them, and the picture must follow."""
+"""Widgets without a browser: set values and click buttons as it would; the picture must follow."""
 
 import datetime
 import io
@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from ipywidgets import IntSlider
 from PIL import Image
 
 import nnlib
@@ -100,7 +101,7 @@ def test_search_explorer_narrows_and_shows_the_trial_that_is_clicked(results):
     change(panel, l2=(1, 1))
     assert [number for _, number in trial.options] == [1]
     change(panel, hidden_sizes=(1, 1))
-    assert "No trial lies between all of these limits" in panel.message.value and not trial.options
+    assert "No trial is within all of these limits" in panel.message.value and not trial.options
 
 
 def test_prediction_explorer(model, data):
@@ -131,7 +132,7 @@ def test_weight_browser(model):
         assert change(panel, kind=kind)
         assert not panel.message.value
     assert not change(panel, layer="W3")
-    assert "choose W1" in panel.message.value
+    assert "Choose W1" in panel.message.value
     assert change(panel, kind="histogram")
     assert not panel.message.value
 
@@ -147,12 +148,10 @@ def test_weight_browser_shows_each_epoch_of_its_films(model):
     assert panel.picture.value == plots.png(plots.weight_histograms(*expected))
     assert change(panel, kind="images, trained")
     assert change(panel, kind="images, initial")
-    assert (
-        not change(panel, epoch=5) and not panel.message.value
-    )  # the first weights are the same in each epoch
-    assert (
-        widgets.weight_browser(model).controls["epoch"].layout.display == "none"
-    )  # nothing to choose
+    # The initial weights are the same in each epoch.
+    assert not change(panel, epoch=5) and not panel.message.value
+    nothing_to_choose = widgets.weight_browser(model).controls["epoch"]
+    assert nothing_to_choose.layout.display == "none"
 
 
 def test_learning_rate_explorer_shows_divergence(data):
@@ -170,7 +169,7 @@ def test_learning_rate_explorer_shows_divergence(data):
 
 
 def title(panel):
-    """The first title in the picture that the present values make; pictures cannot be read, but drawn again."""
+    """The first title that the current values give: a PNG can't be read, so it is drawn again."""
     return (
         panel.draw(**{name: control.value for name, control in panel.controls.items()})
         .axes[0]
@@ -203,9 +202,9 @@ def test_decision_boundary_tells_of_divergence():
     assert change(panel, activation="tanh", learning_rate=0.1) and not panel.message.value
 
 
-def picture_file(kind: str, size=(50, 40), colour=(10, 200, 30)) -> bytes:
+def picture_file(kind: str, size=(50, 40), color=(10, 200, 30)) -> bytes:
     out = io.BytesIO()
-    Image.new("RGBA" if kind == "PNG" else "RGB", size, colour).save(out, kind)
+    Image.new("RGBA" if kind == "PNG" else "RGB", size, color).save(out, kind)
     return out.getvalue()
 
 
@@ -231,12 +230,12 @@ def test_read_image_puts_what_is_transparent_on_white():
 @pytest.mark.parametrize("content", [b"", b"hello", picture_file("PNG")[:60]])
 def test_a_file_that_is_no_image_is_told_in_words(model, content):
     with pytest.raises(
-        nnlib.DataError, match=r"cat.txt: this is no image that can be read; take a PNG"
+        nnlib.DataError, match=r"cat.txt: this can't be read as an image. Use a PNG"
     ):
         widgets.read_image(content, "cat.txt")
     panel = widgets.draw(model)
     assert not change(panel, upload=({"name": "cat.txt", "content": memoryview(content), **ABOUT},))
-    assert "cat.txt: this is no image" in panel.message.value
+    assert "cat.txt: this can&#x27;t be read" in panel.message.value
 
 
 ABOUT = {"type": "", "size": 0, "last_modified": datetime.datetime.now(datetime.UTC)}
@@ -246,8 +245,9 @@ def test_draw_shows_what_the_network_makes_of_squares_and_files(model):
     panel = widgets.draw(model)
     first, (row, grid, *_) = panel.picture.value, panel.children
     assert not panel.message.value
-    colour, fill = row.children[1:]
-    colour.value = "#ff0000"
+    color, fill = row.children[1:]
+    assert color.description == "color"
+    color.value = "#ff0000"
     grid.children[9].click()
     assert grid.children[9].style.button_color == "#ff0000" and panel.picture.value != first
     fill.click()
@@ -258,7 +258,7 @@ def test_draw_shows_what_the_network_makes_of_squares_and_files(model):
     )
     expected.axes[0].set_title("What the network sees")
     assert panel.picture.value == plots.png(expected)
-    content = picture_file("PNG", colour=(255, 0, 0))
+    content = picture_file("PNG", color=(255, 0, 0))
     change(panel, upload=({"name": "red.png", "content": memoryview(content), **ABOUT},))
     assert (
         panel.picture.value == plots.png(expected) and grid.children[9].style.button_color is None
@@ -271,7 +271,7 @@ def test_an_error_stands_in_the_panel_and_the_picture_stays():
             raise ValueError("<n> is odd")
         return plots.activation_functions(["relu"])
 
-    panel = widgets.Panel(draw, 100, n=widgets.w.IntSlider())
+    panel = widgets.Panel(draw, 100, n=IntSlider())
     assert not change(panel, n=1)
     assert "ValueError: &lt;n&gt; is odd" in panel.message.value
 
