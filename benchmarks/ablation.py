@@ -45,7 +45,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 # Fields in which the last row may differ from the recipe: its epochs, and what cosine doesn't use.
 UNUSED = ("epochs", "decay_rate", "decay_every")
-SHIPPED = {"sparse": "{epochs} epochs", "best": "4096-512 units, {epochs} epochs"}
+SHIPPED = {"sparse": "{epochs} epochs", "best": "4096-512 units, L1 0.00001, {epochs} epochs"}
 
 
 def settings(epochs: int) -> dict[str, nnlib.Hyperparameters]:

@@ -5,9 +5,9 @@ own; and all images whitened once before the training, kept as float32, float16 
 that flips and shifts work on the whitened images. Each form trains the recipe ``sparse`` in a
 process of its own, on one thread, from the same seed.
 
-The seconds of an epoch come from some steps of each form, all forms in turn. The accuracy is that
-of a short training; it is kept in a run folder, so a run that was broken off goes on. The test
-images are not looked at.
+The seconds of an epoch are processor time of some steps of each form, all forms in turn. The
+accuracy is that of a short training; it is kept in a run folder, so a run that was broken off goes
+on, and a finished one is not trained again. The test images are not looked at.
 
 Writes data/benchmarks/whitening.json and figures/benchmark_whitening.png.
 """
@@ -153,14 +153,17 @@ def prepare(form: Form, epochs: int) -> dict[str, Any]:
 
 
 def step_seconds(steps: int) -> float:
-    """Return the median time of one step."""
+    """Return the median time of one step: processor time, which other programs hardly change.
+
+    On one thread it is the time that a step takes on a quiet machine.
+    """
     trainer = _contest.trainer
     times = []
     with trainer.limited_threads():
         for _ in range(steps):
-            started = time.perf_counter()
+            started = time.process_time()
             trainer.train_step()
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
     return statistics.median(times)
 
 
