@@ -5,8 +5,8 @@ is slow, but hard to get wrong. ``check_gradients`` compares it with what ``mode
 and reports where they differ most.
 
 One thing needs care: kinks. At z = 0 the derivative of ReLU jumps. If a unit's z is on one side of
-0 at w-h and on the other side at w+h, then (L(w+h) - L(w-h)) / 2h mixes two slopes. Such entries are
-left out, and the report counts them.
+0 at w-h and on the other side at w+h, then (L(w+h) - L(w-h)) / 2h mixes two slopes. Such entries
+are left out, and the report counts them.
 """
 
 import math
