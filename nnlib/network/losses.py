@@ -7,7 +7,7 @@ import numpy as np
 from nnlib.errors import HyperparameterError
 from nnlib.network.blas import sum_of_squares
 from nnlib.network.inputs import as_labels
-from nnlib.types import Array
+from nnlib.types import Array, Arrays
 
 
 def log_softmax(logits: Array) -> Array:
@@ -60,12 +60,12 @@ def softmax_cross_entropy(
     log_p = log_softmax(logits)
     rows = np.arange(n_images)
     loss = -(weights * log_p[rows, labels]).sum() * (1 - label_smoothing)
-    dlogits = np.exp(log_p)
+    dlogits = np.exp(log_p)  # p; below, t is subtracted in two parts
     if label_smoothing:
         loss -= (weights * log_p.mean(axis=1)).sum() * label_smoothing
         dlogits -= label_smoothing / n_classes
     dlogits[rows, labels] -= 1 - label_smoothing
-    dlogits *= weights.reshape(-1, 1)
+    dlogits *= weights.reshape(-1, 1)  # one weight for each row, or one for all
     return loss, dlogits
 
 
@@ -97,7 +97,7 @@ def checked_loss(loss: Any, n_classes: int) -> Any:
     return loss
 
 
-def l2_penalty(parameters: dict[str, Array], l2: float) -> Any:
+def l2_penalty(parameters: Arrays, l2: float) -> Any:
     """Return l2/2 times the sum of the squares of all weights W1, W2, ...; biases don't count."""
     squares = [sum_of_squares(p) for name, p in parameters.items() if name.startswith("W")]
     return 0.5 * l2 * sum(squares)
