@@ -18,8 +18,8 @@ from nnlib.types import Array
 def activation_functions(names: Sequence[str]) -> Figure:
     """Draw value and derivative of activations, side by side."""
     figure, (left, right) = subplots(1, 2, xlabel="pre-activation z")
-    left.set(title="Forward: what a unit passes on", ylabel="value f(z)")
-    right.set(title="Backward: how much of the gradient gets through", ylabel="derivative f′(z)")
+    left.set(title="Forward: the output of the unit", ylabel="value f(z)")
+    right.set(title="Backward: the factor on the gradient", ylabel="derivative f′(z)")
     z = np.linspace(-4, 4, 801)
     values = {}
     derivatives = {}

@@ -419,7 +419,7 @@ plots.show(figure)"""
     assert 800 < named["metadata"]["image/png"]["width"] < 950
     assert (
         plain["metadata"]["image/png"]["alt"]
-        == "Forward: what a unit passes on; Backward: how much of the gradient gets through"
+        == "Forward: the output of the unit; Backward: the factor on the gradient"
     )
     assert [path.name for path in sorted(Path(tmp_path).iterdir())] == ["relu.png", "relu.svg"]
 
