@@ -183,7 +183,7 @@ def whitening(result: dict[str, Any]) -> Figure:
 
 def draw(folder: Path, figures: Path) -> None:
     """Draw every part that has a file in ``folder`` to ``figures``/benchmark_*.png."""
-    for make in (speed, scaling, small, threads, accuracy):
+    for make in (speed, scaling, small, threads, accuracy, whitening):
         source = folder / f"{make.__name__}.json"
         if source.exists():
             figure = make(json.loads(source.read_text(encoding="utf-8")))

@@ -272,6 +272,7 @@ def main() -> None:
         "recipe": "sparse",
         "epochs": options.epochs,
         "threads": THREADS,
+        "timing": "processor time",
         "rows": rows,
     }
     path = ROOT / "data" / "benchmarks" / "whitening.json"
