@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 CHANGES: dict[str, dict[str, Any]] = {
     "classic": {},
     "ReLU": {"activation": "relu"},
-    "initialization by fan-in (He)": {"initialisation": "auto"},
+    "initialization by fan-in (He)": {"initialization": "auto"},
     "ZCA-whitened inputs, 512 axes": {"preprocessing": "zca", "components": 512},
     "mirror images": {"flip": True},
     "shifts by up to 3 pixels": {"shift": 3},

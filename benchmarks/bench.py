@@ -436,10 +436,10 @@ def threads(arena: Arena, quick: bool) -> dict[str, Any]:
     work = Work((3072, 64, 32, 10), 32)
     chosen = min(useful_threads(nnlib.MLP(work.sizes), work.batch_size), CORES)
     rows = []
-    for neighbours in (0, 1):
+    for neighbors in (0, 1):
         busy = [
             subprocess.Popen([sys.executable, "-c", "while True: pass"])
-            for _ in range(neighbours * CORES)
+            for _ in range(neighbors * CORES)
         ]
         try:
             for number in range(5):
@@ -447,7 +447,7 @@ def threads(arena: Arena, quick: bool) -> dict[str, Any]:
                     seconds = arena.measure("nnlib", work, t, 20, 0.5)
                     row = {
                         "round": number,
-                        "busy neighbours": len(busy),
+                        "busy neighbors": len(busy),
                         "threads": f"{about}: {t}",
                     }
                     rows.append(
@@ -457,7 +457,7 @@ def threads(arena: Arena, quick: bool) -> dict[str, Any]:
             for process in busy:
                 process.kill()
                 process.wait()
-    table = summary(pd.DataFrame(rows), ["busy neighbours", "threads"]).drop(columns="gflops")
+    table = summary(pd.DataFrame(rows), ["busy neighbors", "threads"]).drop(columns="gflops")
     say("threads: 3072-64-32-10, batch 32", table)
     return {"table": records(table)}
 

@@ -23,12 +23,12 @@ def speed(result: dict[str, Any]) -> Figure:
     """Bars of images a second, with the range of the rounds."""
     table = pd.DataFrame(result["table"]).sort_values("median")
     figure, (ax,) = axes(1, 4.2)
-    colours = [
+    colors = [
         COLOURS.get(name, plots.BLUE if name.startswith("nnlib") else "0.75")
         for name in table["name"]
     ]
     spread = [table["median"] - table["min"], table["max"] - table["median"]]
-    ax.barh(table["name"], table["median"], color=colours, xerr=spread, ecolor="0.3", capsize=3)
+    ax.barh(table["name"], table["median"], color=colors, xerr=spread, ecolor="0.3", capsize=3)
     for place, (median, high) in enumerate(zip(table["median"], table["max"], strict=True)):
         ax.text(high, place, f"  {median:,}", va="center")
     ax.set(
@@ -103,10 +103,10 @@ def small(result: dict[str, Any]) -> Figure:
 
 
 def threads(result: dict[str, Any]) -> Figure:
-    """Bars of a small network's speed, alone and beside a busy neighbour."""
+    """Bars of a small network's speed, alone and beside a busy neighbor."""
     table = pd.DataFrame(result["table"])
     figure, (ax,) = axes(1, 3.2)
-    busy = table["busy neighbours"] > 0
+    busy = table["busy neighbors"] > 0
     names = [
         f"{'busy machine' if b else 'quiet machine'}\n{t}"
         for b, t in zip(busy, table["threads"], strict=True)

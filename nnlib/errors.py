@@ -27,6 +27,17 @@ class TrainingDiverged(NNLibError):
     """The loss or the weights stopped being finite numbers."""
 
 
+# British spellings that files and calls of earlier versions have; they are read as ours.
+OLD_SPELLING = {"initialisation": "initialization", "standardise": "standardize"}
+
+
+def our_spelling(word: T) -> T:
+    """Return the present spelling of a name or an option; anything else is returned as it is."""
+    if isinstance(word, str):
+        return OLD_SPELLING.get(word, word)  # type: ignore[return-value]
+    return word
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known name, if any, and the list of all."""
     names = sorted(known)

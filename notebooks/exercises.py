@@ -137,7 +137,7 @@ def _problem() -> tuple[dict[str, Array], Array, Array, list[Array]]:
     """Return parameters, images, labels, and activations. All sizes differ: a forgotten transpose cannot pass."""
     rng = np.random.default_rng(0)
     model, x = (
-        MLP((7, 6, 5, 3), "relu", initialisation="he", dtype=np.float64),
+        MLP((7, 6, 5, 3), "relu", initialization="he", dtype=np.float64),
         rng.standard_normal((B, 7)),
     )
     for p in model.parameters.values():
@@ -236,7 +236,7 @@ def _backward() -> Iterator[Call]:
         }
         of_b = {
             slope: da.sum(axis=0),
-            "biases are not penalised: no L2 term here.": db + l2 * p[f"b{layer}"],
+            "biases are not penalized: no L2 term here.": db + l2 * p[f"b{layer}"],
         }
         parts |= {f"W{layer}": (dW + l2 * W, of_W), f"b{layer}": (db, of_b)}
         da = delta @ W.T

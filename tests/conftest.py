@@ -1,8 +1,8 @@
-"""What all tests share. Imported before NumPy, so that the number of BLAS threads can still be said here."""
+"""What all tests share. Imported before NumPy, so it can still set the number of BLAS threads."""
 
 import os
 
-# the workers share the cores: one BLAS thread each, or they trip over each other
+# The workers share the cores: one BLAS thread each, or they slow each other down.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for library in ("OPENBLAS", "OMP", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -28,13 +28,14 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that holds cifar-10-batches-py: NNLIB_DATA_DIR, or a working copy from beside the checkout."""
-    if folder := os.environ.get("NNLIB_DATA_DIR"):
-        return Path(folder)
+    """The folder with cifar-10-batches-py: NNLIB_DATA_DIR, or a copy beside the checkout."""
+    named = os.environ.get("NNLIB_DATA_DIR")
+    if named:
+        return Path(named)
     script = ROOT.parent / "shared" / "cifar10" / "unpack.py"
     if not script.exists():
         pytest.skip(
-            "the real images are not here: NNLIB_DATA_DIR names no folder with cifar-10-batches-py"
+            "no real images here: set NNLIB_DATA_DIR to the folder with cifar-10-batches-py"
         )
     from filelock import FileLock
 
@@ -46,7 +47,8 @@ def real_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_figures_left() -> Iterator[None]:
-    """Close what a test left open in pyplot, if anything loaded pyplot."""
+    """Close the figures that a test left open, if pyplot was loaded at all."""
     yield
-    if pyplot := sys.modules.get("matplotlib.pyplot"):
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot:
         pyplot.close("all")

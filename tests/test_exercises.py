@@ -228,7 +228,7 @@ WRONG = [
     (back(penalty=lambda W, l2, n: 0), "W3: the L2 term, l2 * W, is missing"),
     (back(penalty=lambda W, l2, n: l2 * W / n), "the L2 term is divided by the batch size"),
     (back(penalty=lambda W, l2, n: 2 * l2 * W), "the L2 term is twice too large"),
-    (back(bias=lambda b, l2: l2 * b), "b3: biases are not penalised"),
+    (back(bias=lambda b, l2: l2 * b), "b3: biases are not penalized"),
     (
         back(scale=1 / 4),
         "W3: it is B times too small: it is divided by the batch size once too often",

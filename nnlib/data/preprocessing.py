@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from nnlib.errors import HyperparameterError, one_of
+from nnlib.errors import HyperparameterError, one_of, our_spelling
 from nnlib.network.blas import Workspace, add_gram
 from nnlib.network.inputs import Preprocessing
 from nnlib.types import Array
 
-PREPROCESSING = ("scale", "standardise", "whiten", "zca")
+PREPROCESSING = ("scale", "standardize", "whiten", "zca")
 
 _last_fit: dict[tuple[Any, ...], Preprocessing] = {}
 
@@ -22,7 +22,7 @@ def fit_preprocessing(
     """Fit a preprocessing on training ``images`` (N, C, H, W) uint8, or (N, D) uint8.
 
     - ``scale`` divides by 255.
-    - ``standardise`` gives each channel mean 0 and variance 1.
+    - ``standardize`` gives each channel mean 0 and variance 1.
     - ``whiten`` subtracts each pixel's mean, turns to the principal axes of the covariance
       C = V diag(e) V' and divides by sqrt(e + floor mean(e)). This makes the inputs uncorrelated
       (LeCun et al. 1998, Krizhevsky 2009). ``components`` > 0 keeps only the first axes.
@@ -46,6 +46,7 @@ def fit_preprocessing(
 
 
 def _fit(kind: str, images: Array, components: int, floor: float, mirrored: bool) -> Preprocessing:
+    kind = our_spelling(kind)
     one_of(PREPROCESSING, "preprocessing", kind)
     n_pixels = math.prod(images.shape[1:])
     if kind == "scale":
@@ -56,7 +57,7 @@ def _fit(kind: str, images: Array, components: int, floor: float, mirrored: bool
     # All images at once, as wider numbers, would need many times their memory.
     pieces = [rows[start : start + 2000] for start in range(0, n, 2000)]
     flat = images.reshape(len(images), n_pixels)
-    if kind == "standardise":
+    if kind == "standardize":
         n_channels = images.shape[1] if images.ndim == 4 else 1
         mean, std = _channel_statistics(flat, pieces, n_channels)
         return Preprocessing((1 / std).astype(np.float32), (-mean / std).astype(np.float32))

@@ -33,12 +33,12 @@ class Activation:
             def derivative(self, z, a, out=None):
                 return np.multiply(np.square(z, out=out), 3, out=out)
 
-    ``initialisation`` is what ``"auto"`` means for the layer in front of this activation.
+    ``initialization`` is what ``"auto"`` means for the layer in front of this activation.
     ``kinks`` lists the z at which the derivative jumps: there, a numerical derivative is wrong, and
     the gradient check leaves it out.
     """
 
-    initialisation: str = "xavier"
+    initialization: str = "xavier"
     kinks: tuple[float, ...] = ()
 
     def value(self, z: Array, out: Array | None = None) -> Array:
@@ -138,7 +138,7 @@ class Identity(Activation):
 class ReLU(Activation):
     """f(z) = max(z, 0), f'(z) = 1 for z > 0, else 0 (Nair and Hinton 2010)."""
 
-    initialisation = "he"
+    initialization = "he"
     kinks = (0.0,)
 
     def value(self, z: Array, out: Array | None = None) -> Array:
@@ -161,7 +161,7 @@ class LeakyReLU(Activation):
 
     slope: float = 0.01
 
-    initialisation = "he"
+    initialization = "he"
     kinks = (0.0,)
 
     def __post_init__(self) -> None:
@@ -183,7 +183,7 @@ class LeakyReLU(Activation):
 class ELU(Activation):
     """f(z) = z for z > 0, else e^z - 1; f'(z) = 1 for z > 0, else e^z (Clevert et al. 2016)."""
 
-    initialisation = "he"
+    initialization = "he"
     kinks = (0.0,)  # only the second derivative jumps, but that is enough to spoil a difference
 
     def value(self, z: Array, out: Array | None = None) -> Array:
@@ -214,7 +214,7 @@ class GELU(Activation):
     (Hendrycks and Gimpel 2016.)
     """
 
-    initialisation = "he"
+    initialization = "he"
 
     def value(self, z: Array, out: Array | None = None) -> Array:
         return np.multiply(z, _normal_cdf(z), out=out)
@@ -251,7 +251,7 @@ class SiLU(Activation):
     Also called swish.
     """
 
-    initialisation = "he"
+    initialization = "he"
 
     def value(self, z: Array, out: Array | None = None) -> Array:
         return np.multiply(z, _sigmoid(z), out=out)
@@ -265,7 +265,7 @@ class SiLU(Activation):
 class Softplus(Activation):
     """f(z) = log(1 + e^z), f'(z) = 1/(1 + e^-z) (Dugas et al. 2001)."""
 
-    initialisation = "he"
+    initialization = "he"
 
     def value(self, z: Array, out: Array | None = None) -> Array:
         # e^z overflows for large z. So we compute max(z, 0) + log(1 + e^-|z|), which is the same.

@@ -8,7 +8,7 @@ import numpy as np
 from nnlib.errors import one_of
 from nnlib.types import Array
 
-INITIALISATIONS = (
+INITIALIZATIONS = (
     "auto",
     "small_normal",
     "he",
@@ -49,7 +49,7 @@ def initial_weights(
     ``name`` is ``he``, ``xavier`` or ``lecun``, optionally followed by ``_normal`` (the default)
     or ``_uniform``; or it is ``small_normal``. Raises HyperparameterError for any other name.
     """
-    one_of(INITIALISATIONS, "initialisation", name)
+    one_of(INITIALIZATIONS, "initialization", name)
     kind, _, distribution = name.partition("_")
     std = standard_deviation(kind, fan_in, fan_out)
     if distribution == "uniform":

@@ -61,16 +61,18 @@ class MLP:
         layer_sizes: Sequence[int],
         activation: str | Sequence[str] = "leaky_relu",
         *,
-        initialisation: str = "auto",
+        initialization: str = "auto",
         seed: int = 0,
         dtype: Any = np.float32,
         preprocessing: Preprocessing | None = None,
         classes: Sequence[str] | None = None,
+        initialisation: str | None = None,
     ) -> None:
         self.layer_sizes = _checked_sizes(layer_sizes)
         self.activation = _one_for_each(activation, len(self.layer_sizes) - 2)
         self.functions: list[Activation] = [get_activation(name) for name in self.activation]
-        self.initialisation = initialisation
+        # the last argument is the first one's old spelling
+        self.initialization = initialisation or initialization
         self.seed = seed
         self.dtype = _checked_dtype(dtype)
         self.preprocessing = preprocessing
@@ -125,18 +127,18 @@ class MLP:
         for layer in range(1, self.n_layers + 1):
             fan_in = self.layer_sizes[layer - 1]
             fan_out = self.layer_sizes[layer]
-            name = self.initialisation
+            name = self.initialization
             if name == "auto":
-                name = self._suitable_initialisation(layer)
+                name = self._suitable_initialization(layer)
             parameters[f"W{layer}"] = initial_weights(name, fan_in, fan_out, rng, self.dtype)
             parameters[f"b{layer}"] = np.zeros(fan_out, self.dtype)
         return parameters
 
-    def _suitable_initialisation(self, layer: int) -> str:
+    def _suitable_initialization(self, layer: int) -> str:
         """Return what "auto" means for ``layer``: what suits the activation that follows it."""
         if layer == self.n_layers:
             return "small_normal"  # small logits: at first, every class is about equally likely
-        return self.functions[layer - 1].initialisation
+        return self.functions[layer - 1].initialization
 
     def forward(self, x: Array, masks: Masks = ()) -> Array:
         """Return the logits (B, K) for inputs ``x`` (B, D), and keep what ``backward`` needs.

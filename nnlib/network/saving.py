@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from nnlib.errors import CheckpointError, one_of
+from nnlib.errors import CheckpointError, one_of, our_spelling
 from nnlib.files import write_atomically
 from nnlib.network.inputs import Preprocessing
 from nnlib.network.mlp import MLP, checked_model
@@ -34,7 +34,7 @@ DAMAGED = (
 )
 
 # The settings that the constructor of MLP needs to build a network of the same kind.
-SETTINGS = ("layer_sizes", "activation", "initialisation", "seed", "dtype")
+SETTINGS = ("layer_sizes", "activation", "initialization", "seed", "dtype")
 
 PREFIX = "preprocessing."  # of the names of the preprocessing's arrays in a file
 
@@ -143,7 +143,7 @@ def save_model(
         "dtype": model.dtype.name,
         "layer_sizes": model.layer_sizes,
         "activation": model.activation,
-        "initialisation": model.initialisation,
+        "initialization": model.initialization,
         "seed": model.seed,
         "classes": model.classes,
         "info": model.info,
@@ -162,6 +162,7 @@ def load_model(path: str | Path) -> MLP:
         path = path / "best.npz"
     arrays, meta = read_arrays(path)
     try:
+        meta = {our_spelling(name): value for name, value in meta.items()}
         settings = {name: meta[name] for name in SETTINGS}
         _refuse_other_sizes(settings["layer_sizes"], arrays)
         model = MLP(**settings, classes=meta["classes"], preprocessing=preprocessing_from(arrays))

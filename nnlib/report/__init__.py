@@ -8,6 +8,6 @@ from nnlib.extras import EXTRAS, need
 
 need("report", *EXTRAS["report"])
 
-from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks, refresh  # noqa: E402 - after the packages are there
+from nnlib.report.notebooks import Page, ReportError, execute, find_notebooks, refresh
 
 __all__ = ["Page", "ReportError", "execute", "find_notebooks", "refresh"]

@@ -345,7 +345,7 @@ def run_trial(
                 raise KeyboardInterrupt
             ended = replace(trial, status="complete")
         ended = replace(ended, history=list(trainer.history), versions=machine())
-        return _summarised(ended, base.select_by), _packed(folder) if travels else {}
+        return _summarized(ended, base.select_by), _packed(folder) if travels else {}
 
 
 @dataclass
@@ -364,7 +364,7 @@ def _packed(folder: Path) -> State:
     return {name: (folder / name).read_bytes() for name in STATE if (folder / name).exists()}
 
 
-def _summarised(trial: Trial, select_by: str) -> Trial:
+def _summarized(trial: Trial, select_by: str) -> Trial:
     """Return the trial with its best figures and its cost, taken from its history."""
     if not trial.history:
         return trial
@@ -383,7 +383,7 @@ def _replayed(known: Trial, epochs: int, base: Hyperparameters) -> Trial | None:
     """Return what a recorded trial was after ``epochs``, or None if it has not come that far."""
     if len(known.history) >= epochs:
         cut = replace(known, history=known.history[:epochs], status="complete", error="")
-        return _summarised(cut, base.select_by)
+        return _summarized(cut, base.select_by)
     return known if known.status != "pruned" else None
 
 

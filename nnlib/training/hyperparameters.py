@@ -3,15 +3,15 @@
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache, partial, wraps
+from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from nnlib.data.preprocessing import PREPROCESSING
-from nnlib.errors import HyperparameterError, did_you_mean, one_of
+from nnlib.errors import HyperparameterError, did_you_mean, one_of, our_spelling
 from nnlib.network.activations import ACTIVATIONS, Activation, get_activation, own_activations
-from nnlib.network.initialization import INITIALISATIONS
+from nnlib.network.initialization import INITIALIZATIONS
 from nnlib.training.schedules import SCHEDULES
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ OTHER_NAMES = {
 # What nnlib doesn't have, and what to use instead.
 SGD_ONLY = "nnlib has stochastic gradient descent only: set momentum, nesterov, clip_norm, schedule"
 NO_BATCH_NORM = (
-    "nnlib has no batch normalization: set preprocessing='whiten', and initialisation='auto' "
+    "nnlib has no batch normalization: set preprocessing='whiten', and initialization='auto' "
     "fits the first weights to the activation"
 )
 INSTEAD = {
@@ -79,9 +79,10 @@ def _explains_unknown_names(cls: type[T]) -> type[T]:
 
     @wraps(dataclass_init)  # so that help() and completion still show the fields
     def init(self: Any, *arguments: Any, **values: Any) -> None:
-        for name in values:
+        spelled = {our_spelling(name): value for name, value in values.items()}
+        for name in spelled:
             _refuse_unknown(name, known)
-        dataclass_init(self, *arguments, **values)
+        dataclass_init(self, *arguments, **spelled)
 
     cls.__init__ = init  # type: ignore[method-assign]
     return cls
@@ -142,7 +143,11 @@ def _share(default: float, text: str) -> Any:
 def _choice(default: str, options: tuple[str, ...], text: str) -> Any:
     """Declare a field that takes one of ``options``."""
     allowed = "one of " + ", ".join(options)
-    return _field(default, text, allowed, partial(one_of, options), options=options)
+
+    def check(name: str, value: Any) -> Any:
+        return one_of(options, name, our_spelling(value))
+
+    return _field(default, text, allowed, check, options=options)
 
 
 def _switch(default: bool, text: str) -> Any:
@@ -193,11 +198,11 @@ class Hyperparameters:
     activation: str | tuple[str, ...] = _field(
         "leaky_relu", ALL_OR_EACH, ", ".join(ACTIVATIONS), _check_activation
     )
-    initialisation: str = _choice(
-        "auto", INITIALISATIONS, "distribution of the first weights; auto follows activation"
+    initialization: str = _choice(
+        "auto", INITIALIZATIONS, "distribution of the first weights; auto follows activation"
     )
     preprocessing: str = _choice(
-        "standardise", PREPROCESSING, "what is done to pixels before the first layer"
+        "standardize", PREPROCESSING, "what is done to pixels before the first layer"
     )
     components: int = _whole(
         0, 0, 1_000_000, "axes that whitening keeps (zca: gives factors of their own); 0: all"
@@ -261,7 +266,8 @@ class Hyperparameters:
 
     def replace(self, **changes: Any) -> "Hyperparameters":
         """Return a copy with some fields changed."""
-        return self.from_dict(vars(self) | changes)
+        spelled = {our_spelling(name): value for name, value in changes.items()}
+        return self.from_dict(vars(self) | spelled)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a dict that JSON can hold."""

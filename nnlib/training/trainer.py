@@ -509,7 +509,7 @@ def build_model(hp: Hyperparameters, data: Dataset, init: MLP | None = None) -> 
     model = MLP(
         (n_inputs, *hp.hidden_sizes, len(data.classes)),
         hp.activation,
-        initialisation=hp.initialisation,
+        initialization=hp.initialization,
         classes=data.classes,
         seed=hp.seed,
         preprocessing=preprocessing,

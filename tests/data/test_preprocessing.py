@@ -10,7 +10,7 @@ from nnlib.data.preprocessing import augment, fit_preprocessing
 from nnlib.network.blas import Workspace
 from nnlib.training.trainer import build_model
 
-KINDS = ("scale", "standardise", "whiten", "zca")
+KINDS = ("scale", "standardize", "whiten", "zca")
 
 
 def pictures(n: int = 300, seed: int = 0, shape: tuple[int, ...] = (3, 4, 5)) -> np.ndarray:
@@ -28,16 +28,16 @@ def test_scale_divides_by_255():
     np.testing.assert_allclose(x, images.reshape(5, 60) / 255, rtol=2e-7)
 
 
-def test_standardise_gives_each_channel_mean_0_and_variance_1():
+def test_standardize_gives_each_channel_mean_0_and_variance_1():
     images = pictures()
-    x = fit_preprocessing("standardise", images).transform(images)
+    x = fit_preprocessing("standardize", images).transform(images)
     x = x.reshape(images.shape).astype(np.float64)
     np.testing.assert_allclose(x.mean(axis=(0, 2, 3)), 0, atol=1e-6)
     np.testing.assert_allclose(x.var(axis=(0, 2, 3)), 1, rtol=1e-6)
 
     # Without channels, there is one mean and one variance for all.
     flat = images.reshape(len(images), -1)
-    x = fit_preprocessing("standardise", flat).transform(images)
+    x = fit_preprocessing("standardize", flat).transform(images)
     flat = flat.astype(np.float64)
     np.testing.assert_allclose(x, (flat - flat.mean()) / flat.std(), atol=1e-5)
 
@@ -45,7 +45,7 @@ def test_standardise_gives_each_channel_mean_0_and_variance_1():
 def test_a_constant_channel_does_not_divide_by_zero():
     images = pictures()
     images[:, 1] = 77
-    x = fit_preprocessing("standardise", images).transform(images)
+    x = fit_preprocessing("standardize", images).transform(images)
     np.testing.assert_allclose(x.reshape(images.shape)[:, 1], 0, atol=0.01)
 
 
@@ -119,7 +119,7 @@ def test_components_are_the_first_columns():
 def test_statistics_come_from_20_000_images_always_the_same():
     images = pictures(20_100, shape=(1, 1, 2))
     chosen = np.random.default_rng(0).choice(20_100, 20_000, replace=False)
-    scale = fit_preprocessing("standardise", images).scale[0]
+    scale = fit_preprocessing("standardize", images).scale[0]
     assert scale == pytest.approx(1 / images[chosen].std(), rel=1e-7)
     assert scale != pytest.approx(1 / images.std(), rel=1e-7)
 

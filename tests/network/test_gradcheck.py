@@ -33,7 +33,7 @@ smoothed = partial(softmax_cross_entropy, label_smoothing=0.2)
 def problem(sizes=(5, 4, 4, 3), activation="tanh", seed=0, n=3, cls=MLP):
     """A network with biases that are not zero, a few inputs and their labels."""
     rng = np.random.default_rng(seed)
-    model = cls(sizes, activation, initialisation="he", seed=seed, dtype=np.float64)
+    model = cls(sizes, activation, initialization="he", seed=seed, dtype=np.float64)
     for name, p in model.parameters.items():
         if name[0] == "b":
             p[:] = 0.5 * rng.standard_normal(p.shape)

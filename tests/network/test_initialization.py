@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import nnlib
-from nnlib.network.initialization import INITIALISATIONS, initial_weights
+from nnlib.network.initialization import INITIALIZATIONS, initial_weights
 
 FAN_IN, FAN_OUT = 400, 300
 STD = {
@@ -15,7 +15,7 @@ STD = {
     "lecun": math.sqrt(1 / 400),
     "small": 0.01,
 }
-NAMES = [name for name in INITIALISATIONS if name != "auto"]
+NAMES = [name for name in INITIALIZATIONS if name != "auto"]
 
 
 def draw(name: str, seed: int = 0, dtype=np.float64) -> np.ndarray:
@@ -61,9 +61,9 @@ def test_auto_follows_each_layers_activation():
 @pytest.mark.parametrize("name", ["hee", "he_gaussian", "he_", "small_uniform", "", "orthogonal"])
 def test_unknown_names_are_refused(name):
     with pytest.raises(
-        nnlib.HyperparameterError, match=f"^initialisation: {name!r} is not known.*Known: auto, he,"
+        nnlib.HyperparameterError, match=f"^initialization: {name!r} is not known.*Known: auto, he,"
     ):
-        nnlib.MLP((3, 3, 2), initialisation=name)
+        nnlib.MLP((3, 3, 2), initialization=name)
 
 
 def test_nearest_name_is_suggested():

@@ -23,7 +23,7 @@ def network(kind: str, **options) -> tuple[nnlib.MLP, np.ndarray]:
     "kind, options",
     [
         ("scale", {}),
-        ("standardise", {}),
+        ("standardize", {}),
         ("zca", {"mirrored": True}),
         ("zca", {"mirrored": True, "components": 9}),
     ],

@@ -189,7 +189,7 @@ def test_dropped_units_say_nothing_and_learn_nothing():
 PICTURES = np.random.default_rng(5).integers(0, 256, (40, 3, 4, 4), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("kind", [None, "scale", "standardise", "whiten"])
+@pytest.mark.parametrize("kind", [None, "scale", "standardize", "whiten"])
 def test_predictions_from_raw_images_and_folding(kind):
     fitted = kind and fit_preprocessing(kind, PICTURES, components=20)
     sizes = (fitted.n_inputs if fitted else 48, 16, 5)
@@ -226,7 +226,7 @@ def test_predictions_from_raw_images_and_folding(kind):
 
 
 def test_folding_multiplies_into_the_first_layer_only():
-    fitted = fit_preprocessing("standardise", PICTURES)
+    fitted = fit_preprocessing("standardize", PICTURES)
     model = MLP((48, 6, 5), preprocessing=fitted)
     folded = model.folded()
     raw = PICTURES.reshape(40, -1).astype(np.float32)
@@ -263,14 +263,14 @@ def test_astype_copies():
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh", "gelu"])
 def test_small_weights_know_nothing_at_first(activation, k):
     rng = np.random.default_rng(0)
-    model = MLP((300, 100, 50, k), activation, initialisation="small_normal")
+    model = MLP((300, 100, 50, k), activation, initialization="small_normal")
     loss, _ = model.loss_and_gradients(
         rng.standard_normal((200, 300), np.float32), rng.integers(0, k, 200)
     )
     assert loss == pytest.approx(math.log(k), rel=0.02)
 
 
-def test_twenty_images_are_learnt_by_heart():
+def test_twenty_images_are_learned_by_heart():
     model, x, labels = drawn((48, 32, 10), "leaky_relu", 20)
     assert fit(model, x, labels, 1500, 0.3) < 0.001
     np.testing.assert_array_equal(model.predict(x), labels)
@@ -313,7 +313,7 @@ def test_equal_units_stay_equal_and_random_ones_do_not():
     W1 = model.parameters["W1"]
     np.testing.assert_array_equal(
         W1, np.repeat(W1[:, :1], 4, axis=1)
-    )  # four copies of one unit, whatever it learnt
+    )  # four copies of one unit, whatever it learned
     assert (W1 != 0.1).all() and loss < math.log(3)
 
 
@@ -352,8 +352,8 @@ def test_without_hidden_layers_it_is_softmax_regression():
         ({"activation": "rellu"}, r"^activation: 'rellu' is not known\. Did you mean 'relu'\?"),
         ({"activation": ("relu", "relu")}, r"^activation: .* names 2 layers, but 1 are hidden"),
         (
-            {"initialisation": "xaver"},
-            r"^initialisation: 'xaver' is not known\. Did you mean 'xavier'\?",
+            {"initialization": "xaver"},
+            r"^initialization: 'xaver' is not known\. Did you mean 'xavier'\?",
         ),
         ({"dtype": "float16"}, r"^dtype: float16 is not allowed; float32 or float64"),
         ({"dtype": "int32"}, r"^dtype: int32 is not allowed"),
@@ -500,7 +500,7 @@ PREDICTIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["standardise", "whiten", "zca"])
+@pytest.mark.parametrize("kind", ["standardize", "whiten", "zca"])
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_threads_may_predict_at_the_same_time(name, kind):
     fitted = fit_preprocessing(kind, PICTURES, components=20)

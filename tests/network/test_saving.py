@@ -40,7 +40,7 @@ def small(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("kind", [None, "standardise", "whiten"])
+@pytest.mark.parametrize("kind", [None, "standardize", "whiten"])
 def test_a_loaded_model_is_the_saved_one(tmp_path, kind, dtype):
     model = trained(kind, dtype, (16 if kind == "whiten" else 48, 12, 8, 4))
     path = nnlib.save_model(model, tmp_path / "new folder" / "model.npz")
@@ -51,7 +51,7 @@ def test_a_loaded_model_is_the_saved_one(tmp_path, kind, dtype):
         np.testing.assert_array_equal(loaded.parameters[name], p)
     for name, p in model.initial_parameters().items():  # "before" is that of the same network
         np.testing.assert_array_equal(loaded.initial_parameters()[name], p)
-    for name in ("layer_sizes", "activation", "initialisation", "seed", "classes", "info"):
+    for name in ("layer_sizes", "activation", "initialization", "seed", "classes", "info"):
         assert getattr(loaded, name) == getattr(model, name)
     assert list(path.parent.iterdir()) == [path]
 
@@ -62,7 +62,7 @@ def test_a_folded_model_survives_too(tmp_path):
     np.testing.assert_array_equal(loaded.predict_logits(IMAGES), model.predict_logits(IMAGES))
 
 
-@pytest.mark.parametrize("kind", ["scale", "standardise", "whiten", "zca"])
+@pytest.mark.parametrize("kind", ["scale", "standardize", "whiten", "zca"])
 def test_a_model_saved_folded_takes_raw_pixels_and_nothing_else(tmp_path, kind):
     model = trained(kind, sizes=(16 if kind == "whiten" else 48, 12, 8, 4))
     loaded = nnlib.load_model(nnlib.save_model(model, tmp_path / "m.npz", fold=True))
@@ -74,7 +74,7 @@ def test_a_model_saved_folded_takes_raw_pixels_and_nothing_else(tmp_path, kind):
 
 def test_what_float16_costs_is_measured_in_one_line(tmp_path):
     model, split = (
-        trained("standardise", sizes=(48, 60, 60, 4)),
+        trained("standardize", sizes=(48, 60, 60, 4)),
         nnlib.Split(IMAGES, np.arange(60) % 4),
     )
     half = nnlib.load_model(nnlib.save_model(model, tmp_path / "m16.npz", storage="float16"))
@@ -86,7 +86,7 @@ def test_what_float16_costs_is_measured_in_one_line(tmp_path):
 
 
 def test_float16_halves_the_file_and_rounds_to_three_digits(tmp_path):
-    model = trained("standardise", sizes=(48, 60, 60, 4))
+    model = trained("standardize", sizes=(48, 60, 60, 4))
     whole = nnlib.save_model(model, tmp_path / "m32.npz")
     half = nnlib.save_model(model, tmp_path / "m16.npz", storage="float16")
     assert half.stat().st_size < 0.6 * whole.stat().st_size

@@ -121,7 +121,7 @@ def test_random_networks_against_autograd(torch, depth):
 
 def test_gradient_by_the_inputs_against_autograd(torch):
     for name in ACTIVATIONS:
-        model = MLP((6, 5, 4, 3), name, initialisation="he", seed=1, dtype=np.float64)
+        model = MLP((6, 5, 4, 3), name, initialization="he", seed=1, dtype=np.float64)
         x = np.random.default_rng(0).standard_normal((7, 6))
         _, gradients = model.gradient_of(lambda z: ((z**3).sum(), 3 * z**2), x)
         tensor = torch.tensor(x, requires_grad=True)
@@ -219,13 +219,13 @@ def torch_step(
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_twenty_steps_of_every_optimiser_and_schedule_against_torch(torch, optimiser, schedule):
-    options = OPTIMISERS[optimiser]
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_twenty_steps_of_every_optimizer_and_schedule_against_torch(torch, optimizer, schedule):
+    options = OPTIMISERS[optimizer]
     l2 = 0.0 if "decoupled_l2" in options else 0.05
     rng = np.random.default_rng(0)
     x, labels = 2 * rng.standard_normal((12, 6)), rng.integers(0, 3, 12)
-    model = MLP((6, 5, 3), "tanh", initialisation="xavier", seed=2, dtype=np.float64)
+    model = MLP((6, 5, 3), "tanh", initialization="xavier", seed=2, dtype=np.float64)
     rate = make_schedule(
         schedule, 0.1, STEPS, decay_rate=0.7, decay_every=3, min_learning_rate=0.01, warmup_steps=2
     )
@@ -269,7 +269,7 @@ def test_epochs_of_minibatches_against_scikit_learn(activation, theirs, momentum
     neural_network = pytest.importorskip("sklearn.neural_network")
     rng = np.random.default_rng(1)
     x, labels, batch, l2 = rng.standard_normal((30, 6)), np.arange(30) % 4, 10, 0.02
-    model = MLP((6, 8, 5, 4), activation, initialisation="xavier", seed=5, dtype=np.float64)
+    model = MLP((6, 8, 5, 4), activation, initialization="xavier", seed=5, dtype=np.float64)
     peer = neural_network.MLPClassifier(
         (8, 5),
         activation=theirs,

@@ -29,7 +29,7 @@ from nnlib.training.hyperparameters import INSTEAD, OTHER_NAMES
         ("activation", ("relu", "tan"), "Did you mean 'tanh'?"),
         ("activation", ("relu",), "one name for each of the 2 hidden layers"),
         ("activation", 7, "Known: elu, gelu"),
-        ("initialisation", "he_norml", "Did you mean 'he_normal'?"),
+        ("initialization", "he_norml", "Did you mean 'he_normal'?"),
         ("preprocessing", "whitening", "Did you mean 'whiten'?"),
         ("schedule", "cosinus", "Did you mean 'cosine'?"),
         ("select_by", "valid", "valid_accuracy, valid_loss"),
@@ -182,7 +182,7 @@ def test_every_field_explains_itself():
 
 def test_recipes():
     hp = Hyperparameters.recipe("classic")
-    assert (hp.hidden_sizes, hp.activation, hp.initialisation) == (
+    assert (hp.hidden_sizes, hp.activation, hp.initialization) == (
         (1024, 256),
         "leaky_relu",
         "lecun_normal",
@@ -222,3 +222,24 @@ def test_momentum_is_part_of_every_saved_setting():
     for path in saved:
         values = json.loads(path.read_text())
         assert Hyperparameters.from_dict(values).momentum == values["momentum"], path
+
+
+def test_the_old_spelling_is_read_as_ours():
+    old = {"initialisation": "he", "preprocessing": "standardise"}
+    for hp in (
+        nnlib.Hyperparameters(**old),
+        nnlib.Hyperparameters.from_dict(old),
+        nnlib.Hyperparameters(preprocessing="scale").replace(**old),
+    ):
+        assert hp.initialization == "he" and hp.preprocessing == "standardize"
+    assert set(old) & set(nnlib.Hyperparameters(**old).to_dict()) == {"preprocessing"}
+    assert nnlib.MLP((4, 3, 2), initialisation="he").initialization == "he"
+
+
+def test_a_model_saved_with_the_old_spelling_loads(tmp_path):
+    model = nnlib.MLP((4, 3, 2), initialization="he_uniform", seed=5)
+    arrays, meta = read_arrays(nnlib.save_model(model, tmp_path / "new.npz"))
+    meta["initialisation"] = meta.pop("initialization")
+    again = nnlib.load_model(write_arrays(tmp_path / "old.npz", arrays, meta))
+    assert again.initialization == "he_uniform"
+    np.testing.assert_array_equal(again.initial_parameters()["W1"], model.parameters["W1"])

@@ -71,7 +71,7 @@ def test_two_epochs_against_a_naive_loop():
             "momentum": 0,
         },
         {
-            "initialisation": "lecun_uniform",
+            "initialization": "lecun_uniform",
             "whitening_floor": 0.5,
             "shift": 0,
             "ema": 0,
@@ -84,7 +84,7 @@ def test_every_hyperparameter_is_obeyed(changes):
     trainer = Trainer(hp, DATA, progress=False)
     trainer.run()
     fitted = fit_preprocessing("whiten", DATA.train.images, components=20, floor=hp.whitening_floor)
-    model = MLP((20, 8, 3), "gelu", seed=3, initialisation=hp.initialisation, preprocessing=fitted)
+    model = MLP((20, 8, 3), "gelu", seed=3, initialization=hp.initialization, preprocessing=fitted)
     options = {
         name: getattr(hp, name)
         for name in ("momentum", "nesterov", "clip_norm", "l1", "l1_cut", "ema")
@@ -122,7 +122,7 @@ def test_it_learns():
     assert nnlib.evaluate(run.model, data.test).accuracy > 0.8
 
 
-def test_twenty_images_are_learnt_to_a_loss_below_a_thousandth():
+def test_twenty_images_are_learned_to_a_loss_below_a_thousandth():
     data = DATA.subset(20)
     run = train(
         nnlib.Hyperparameters(hidden_sizes=(32,), batch_size=20, epochs=400, momentum=0.9, seed=1),
@@ -177,7 +177,7 @@ def test_same_seed_same_bits_whatever_the_process_did_before():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"preprocessing": "standardise", "activation": "relu"},
+        {"preprocessing": "standardize", "activation": "relu"},
         {
             "preprocessing": "whiten",
             "components": 64,
@@ -192,7 +192,7 @@ def test_same_seed_same_bits_whatever_the_process_did_before():
             "clip_norm": 1.0,
             "ema": 0.99,
         },
-        {"preprocessing": "standardise", "activation": "sigmoid", "decoupled_l2": True},
+        {"preprocessing": "standardize", "activation": "sigmoid", "decoupled_l2": True},
     ],
 )
 def test_steps_allocate_nothing_large(changes):
@@ -427,7 +427,7 @@ def test_images_edited_in_place_are_preprocessed_anew():
     )  # kept, for it takes seconds
     images //= 2
     after = Trainer(PLAIN, data).model.preprocessing
-    np.testing.assert_array_equal(after.scale, fit_preprocessing("standardise", images).scale)
+    np.testing.assert_array_equal(after.scale, fit_preprocessing("standardize", images).scale)
     assert (after.scale != before.scale).all()
 
 
