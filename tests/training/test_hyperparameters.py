@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nnlib
 from nnlib import HyperparameterError, Hyperparameters
+from nnlib.network.saving import read_arrays, write_arrays
 from nnlib.training.hyperparameters import INSTEAD, OTHER_NAMES
 
 
