@@ -63,8 +63,8 @@ class LivePlot(Callback):
         if trainer.step % steps_per_point == 0:
             self._note(trainer)
         if time.monotonic() - self.drawn > FRAME:
-            self.drawn = time.monotonic()
             self.draw(trainer)
+            self.drawn = time.monotonic()  # after drawing: a slow machine has time to train, too
 
     def _note(self, trainer: Trainer) -> None:
         """Add a point to the training curves: the means since the last point."""

@@ -71,6 +71,7 @@ def test_playground_refuses_sizes_that_are_none(playground, text):
 
 
 def test_playground_says_what_makes_no_sense(playground):
+    playground.controls["momentum"].value = 0.0
     playground.controls["nesterov"].value = True
     assert "it needs a momentum above 0" in playground.message.value
     assert playground.buttons["Start"].disabled
