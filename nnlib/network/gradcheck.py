@@ -226,7 +226,9 @@ def check_gradients(
     Both are those of loss + l2/2 * (sum of squared weights).
 
     With ``l2`` above 0 we check the data term, the L2 term and their sum separately, so that none
-    can hide another. There are two methods:
+    can hide another. The L1 penalty of training (``Hyperparameters.l1``) is not part of this loss:
+    SGD shrinks the weights beside the gradient, so L1 has no gradient to check. There are two
+    methods:
 
     - ``central`` takes (L(w+h) - L(w-h)) / 2h in float64. If a kink lies between the two sides (a
       pre-activation changes its sign), the entry is left out and counted.
