@@ -14,11 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nnlib.errors import CheckpointError
+from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.files import user_path, write_text
 from nnlib.network.mlp import MLP
 from nnlib.network.saving import read_arrays, save_model, write_arrays
 from nnlib.training.history import History, Record, State, Tally, describe
+from nnlib.training.hyperparameters import Hyperparameters
 
 HYPERPARAMETERS = "hyperparameters.json"
 ENVIRONMENT = "environment.json"
@@ -233,7 +234,7 @@ class RunDirectory:
         self, hyperparameters: Mapping[str, Any], environment: Mapping[str, Any]
     ) -> None:
         """Raise CheckpointError, naming every difference, if the folder holds another run."""
-        was = self.read_json(HYPERPARAMETERS)
+        was = _in_todays_words(self.read_json(HYPERPARAMETERS))
         known = self.read_json(ENVIRONMENT)
         differ = []
         for name, value in hyperparameters.items():
@@ -304,3 +305,14 @@ def _commit(checkout: Path) -> str | None:
     command += ["--abbrev=40", "--exclude=*"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     return done.stdout.strip() or None
+
+
+def _in_todays_words(hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """Return saved hyperparameters with today's names; fields that are newer have their defaults.
+
+    Values that are not allowed any more stay as they are: they belong to another run.
+    """
+    try:
+        return Hyperparameters.from_dict(hyperparameters).to_dict()
+    except HyperparameterError:
+        return hyperparameters

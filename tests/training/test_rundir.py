@@ -45,6 +45,18 @@ def test_a_finished_run_is_returned_at_once(tmp_path):
     assert same(again, first) and not steps and again.history == first.history  # seconds too
 
 
+def test_a_run_saved_with_old_names_and_without_newer_fields_goes_on(tmp_path):
+    whole = train(hp=PLAIN, run_dir=tmp_path / "whole")
+    train(PLAIN, DATA, At(9, stop), run_dir=tmp_path / "parts")
+    file = tmp_path / "parts" / "hyperparameters.json"
+    saved = json.loads(file.read_text())
+    saved["initialisation"] = saved.pop("initialization")
+    saved["preprocessing"] = "standardise"
+    del saved["l1"], saved["l1_cut"]
+    file.write_text(json.dumps(saved))
+    assert same(train(PLAIN, run_dir=tmp_path / "parts"), whole)
+
+
 def test_more_epochs_go_on(tmp_path, capsys):
     train(run_dir=tmp_path)
     assert same(train(PLAIN.replace(epochs=5), run_dir=tmp_path), train(PLAIN.replace(epochs=5)))
