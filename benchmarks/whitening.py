@@ -105,7 +105,7 @@ class Contest:
         started = time.perf_counter()
         data = nnlib.load_dataset("cifar10", download=False)
         # nobody looks at the test images, so nobody whitens them
-        self.data = replace(data, test=data.test.take(slice(0)), fingerprint="", recipe=())
+        self.data = replace(data, test=data.test.take(slice(0)))
         self.hp = nnlib.Hyperparameters.recipe("sparse", components=form.components, epochs=epochs)
         self.init: nnlib.MLP | None = None
         self.shipped_map: Preprocessing | None = None
@@ -126,7 +126,7 @@ class Contest:
             back = from_8_bits(zca, pixels)
             train = whitened(self.data.train, zca, kept_as, back)
             valid = whitened(self.data.valid, zca, kept_as, back)
-        self.data = replace(self.data, train=train, valid=valid, fingerprint="", recipe=())
+        self.data = replace(self.data, train=train, valid=valid)
         self.shipped_map = zca
         if kept_as == "uint8":
             # the trainer would draw the same first weights, but fit another map

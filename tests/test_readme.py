@@ -180,7 +180,7 @@ def test_every_row_of_results_has_a_run():
     assert sorted(rows) == sorted(RECIPES)
 
 
-@pytest.mark.parametrize("name", ["quick", "fast"])
+@pytest.mark.parametrize("name", ["quick", "fast", "sparse", "dense"])
 def test_spread_is_that_of_three_seeds(name):
     names = [name, f"{name}_seed1", f"{name}_seed2"]
     assert [hyperparameters_of(n).seed for n in names] == [0, 1, 2]
