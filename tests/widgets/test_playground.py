@@ -23,7 +23,7 @@ def data() -> nnlib.Dataset:
 @pytest.fixture
 def playground(data):
     playground = widgets.training_playground(
-        data, Hyperparameters(hidden_sizes=(8,), epochs=2, batch_size=20)
+        data, Hyperparameters(hidden_sizes=(8,), epochs=2, batch_size=20, momentum=0.0)
     )
     yield playground
     playground.close()
