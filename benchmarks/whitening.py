@@ -6,8 +6,8 @@ that flips and shifts work on the whitened images. Each form trains the recipe `
 process of its own, on one thread, from the same seed.
 
 The seconds of an epoch are processor time of some steps of each form, all forms in turn. The
-accuracy is that of a short training; it is kept in a run folder, so a run that was broken off goes
-on, and a finished one is not trained again. The test images are not looked at.
+accuracy is that of a short training; it is kept in a run folder, so a run that was broken off
+resumes, and a finished one is not trained again. The test images are not looked at.
 
 Writes data/benchmarks/whitening.json and figures/benchmark_whitening.png.
 """

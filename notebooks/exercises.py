@@ -1,7 +1,7 @@
-"""The exercises' checks: they say what is wrong with an answer, in words.
+"""The exercises' checks: they explain what is wrong with an answer.
 
 An exercise is a few calls: the arguments and, for each part of the answer, its right value and the values that known
-mistakes lead to. Who gets one of those is told the mistake, who gets another is told the entry that is wrong.
+mistakes lead to. If the answer has one of those, the check names the mistake; otherwise it names the wrong entry.
 """
 
 import copy

@@ -173,7 +173,7 @@ class Dataset:
 def _remember_origin(data: Dataset, function: Any, *arguments: Any) -> None:
     """Let ``data`` be sent to other processes as a call of ``function``.
 
-    This is no field, so that dataclasses.replace makes a data set without it: other arrays come
+    This is not a field, so that dataclasses.replace makes a data set without it: other arrays come
     from elsewhere.
     """
     vars(data)["origin"] = (function, arguments)

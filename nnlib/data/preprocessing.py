@@ -114,7 +114,7 @@ def _whitening(
 ) -> Preprocessing:
     """Return the map onto the principal axes, each divided by its deviation.
 
-    With ``turn_back`` it goes on, back to the pixels.
+    With ``turn_back`` the result is turned back to the pixels.
     """
     mean_variance = np.trace(covariance) / len(covariance)
     variances, axes = _largest(covariance, components or len(covariance))

@@ -33,7 +33,7 @@ TEST = r"(?:\w+ +)?test (?:loss|accuracy)(?= \d)"  # the name of a network may s
 MEASURES = rf"{TEST}|best validation accuracy|(?:largest|worst) relative error|a step takes"
 RESULT = re.compile(rf"^(?:{MEASURES})\b.*$", re.M)
 
-# LaTeX that latex2mathml does not know, in words that it knows.
+# LaTeX that latex2mathml doesn't know, and what it knows instead.
 SYNONYMS = {
     r"{aligned}": r"{split}",
     r"{gathered}": r"{split}",

@@ -1,4 +1,4 @@
-"""What watches training: progress in words or as a bar, numbers about every layer, and Ctrl-C."""
+"""What watches training: progress as lines or a bar, numbers about every layer, and Ctrl-C."""
 
 import signal
 import sys

@@ -73,7 +73,7 @@ def _refuse_unknown(name: str, known: list[str]) -> None:
 
 
 def _explains_unknown_names(cls: type[T]) -> type[T]:
-    """Decorate a dataclass: an unknown keyword is answered in words, not by a bare TypeError."""
+    """Decorate a dataclass: an unknown keyword raises a helpful message, not a TypeError."""
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     dataclass_init = cls.__init__
 

@@ -36,7 +36,7 @@ class RunDirectory:
     One state is enough: it is written beside the old one, flushed to the disk and then renamed, so
     that a process or a machine that dies at any moment leaves the old state or the new one, and a
     run may go on from either. (Earlier versions also kept the state before it, ``previous.npz``. A
-    run that has only this one goes on from it.)
+    run that has only this one resumes from it.)
     """
 
     def __init__(self, path: str | Path) -> None:

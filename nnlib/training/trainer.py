@@ -2,7 +2,7 @@
 exact resume.
 
 Everything random in step t of epoch e is drawn from a generator made of (seed, what it is for, e or
-t). So a run that was broken off has no random state to remember: it goes on from the step it had
+t). So a run that was broken off has no random state to remember: it resumes from the step it had
 reached.
 
 The same seed gives the same bits on the same machine with the same versions and number of BLAS
@@ -289,7 +289,7 @@ class Trainer:
     def train_step(self) -> None:
         """Do one update, on the next batch."""
         x, labels, masks = self.batches[self.step]
-        with np.errstate(all="ignore"):  # a loss that isn't finite is explained in words below
+        with np.errstate(all="ignore"):  # a loss that isn't finite is explained below
             logits = self.model.forward(x, masks)
             loss, dlogits = self.loss_function(logits, labels)
             self._refuse_divergence(float(loss), self.model)
@@ -379,7 +379,7 @@ class Trainer:
         )
 
     def _call(self, moment: str) -> list[Any]:
-        """Call all callbacks; if one fails, save what was learned before the exception goes on."""
+        """Call all callbacks; if one fails, save what was learned and raise the exception again."""
         try:
             return [_hook(callback, moment)(self) for callback in self.callbacks]
         except Exception:
@@ -399,7 +399,7 @@ def copies(arrays: Arrays) -> Arrays:
 
 
 def first_overflow(model: MLP) -> str:
-    """Return in words where the numbers of the last forward pass stop being finite first."""
+    """Say where the numbers of the last forward pass stop being finite first."""
     for layer in range(1, model.n_layers + 1):
         for name in (f"W{layer}", f"b{layer}"):
             if not np.isfinite(model.parameters[name]).all():

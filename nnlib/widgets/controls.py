@@ -1,4 +1,4 @@
-"""What widgets are made of: controls, a picture, errors in words, and one training at a time."""
+"""What widgets are made of: controls, a picture, readable errors, and one training at a time."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator

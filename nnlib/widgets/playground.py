@@ -98,7 +98,8 @@ class LivePlot(Callback):
             return
         self.picture.value = plots.png(plots.history(self.records))
         if not self.handle:
-            self.handle = display.display(self.picture, display_id=True)  # type: ignore[no-untyped-call]
+            show_updatable: Any = display.display  # IPython's functions have no types
+            self.handle = show_updatable(self.picture, display_id=True)
 
 
 class _Live(LivePlot):
