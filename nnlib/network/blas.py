@@ -56,16 +56,6 @@ def product(a: Array, b: Array, out: Array | None = None, factor: float = 0.0) -
     return out
 
 
-def column_sums(a: Array, out: Array, factor: float = 0.0) -> Array:
-    """Write ``factor * out + a.sum(axis=0)`` into ``out`` (n,) and return it; a is (m, n)."""
-    if factor == 0:
-        out.fill(0)  # 0 * out would keep a NaN
-    else:
-        out *= factor
-    out += a.sum(axis=0)
-    return out
-
-
 def sum_of_squares(a: Array) -> Any:
     """Return the sum of the squares of all entries of a C-contiguous array.
 

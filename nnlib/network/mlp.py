@@ -23,7 +23,7 @@ import numpy as np
 
 from nnlib.errors import CheckpointError, HyperparameterError
 from nnlib.network.activations import Activation, get_activation
-from nnlib.network.blas import Workspace, add_scaled, column_sums, product
+from nnlib.network.blas import Workspace, add_scaled, product
 from nnlib.network.initialization import initial_weights
 from nnlib.network.inputs import (
     Preprocessing,
@@ -173,9 +173,7 @@ class MLP:
                 self._a[layer] = a
         return z.copy()  # the next pass overwrites z
 
-    def backward(
-        self, dlogits: Array, l2: float = 0.0, *, out: Arrays | None = None, factor: float = 0.0
-    ) -> Arrays:
+    def backward(self, dlogits: Array, l2: float = 0.0, *, out: Arrays | None = None) -> Arrays:
         """Return the gradient of loss + l2/2 * (sum of squared weights) by every parameter.
 
         ``dlogits`` (B, K) is the derivative of the loss by the logits of the last ``forward``. With
@@ -185,25 +183,23 @@ class MLP:
             db = the sum of δ over the images
             δ = (δ Wᵀ) ⊙ f'(z)      for the layer below, whose z this is
 
-        The result has the keys and shapes of ``parameters``. ``out`` (optional) is overwritten by
-        factor * out + gradient: factor 0 gives the gradient, and the momentum μ turns a velocity
-        into the next one at no extra cost. Raises HyperparameterError if ``dlogits`` doesn't have
-        the shape of the last logits.
+        The result has the keys and shapes of ``parameters``. ``out`` (optional) are arrays to write
+        it into. Raises HyperparameterError if ``dlogits`` doesn't have the shape of the last
+        logits.
         """
         self._refuse_other_shape(dlogits)
         if out is None:
             out = {name: np.empty_like(p) for name, p in self.parameters.items()}
-            factor = 0.0
         delta = dlogits
         for layer in range(self.n_layers, 0, -1):
             W = self.parameters[f"W{layer}"]
             dW = out[f"W{layer}"]
             db = out[f"b{layer}"]
             a = self._inputs[layer]
-            product(a.T, delta, out=dW, factor=factor)  # (fan_in, B) @ (B, fan_out)
+            product(a.T, delta, out=dW)  # (fan_in, B) @ (B, fan_out)
             if l2:
                 add_scaled(dW, W, l2)
-            column_sums(delta, out=db, factor=factor)
+            np.sum(delta, axis=0, out=db)
             if layer > 1:
                 delta = self._to_inputs(layer, delta)
                 delta = self._through_activation(layer - 1, delta)

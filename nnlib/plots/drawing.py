@@ -54,7 +54,7 @@ PAGE_DPI = 100  # pixels of the page per inch; a saved image has 1.5 pixels for 
 
 
 def quantity_words(name: str) -> str:
-    """Return a readable name for a quantity: ``"valid_accuracy"`` gives ``"validation accuracy"``."""
+    """Return a quantity's readable name: ``"valid_accuracy"``, ``"validation accuracy"``."""
     split, _, rest = name.partition("_")
     words = {"train": "training", "valid": "validation"}.get(split, split)
     return f"{words} {rest}".replace("_", " ").strip()

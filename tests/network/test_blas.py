@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnlib.network.blas import add_gram, add_scaled, column_sums, product, sum_of_squares
+from nnlib.network.blas import add_gram, add_scaled, product, sum_of_squares
 
 EPSILON = {np.float32: 2.0**-23, np.float64: 2.0**-52, np.complex128: 2.0**-52}
 sizes = st.integers(1, 7)
@@ -72,14 +72,6 @@ def test_add_scaled_in_place(dtype):
 def test_sum_of_squares(dtype):
     a = (np.arange(12).reshape(3, 4) + (1j if dtype is np.complex128 else 0)).astype(dtype)
     np.testing.assert_allclose(sum_of_squares(a), (a * a).sum(), rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
-def test_column_sums(dtype):
-    a, out = np.arange(6, dtype=dtype).reshape(2, 3), np.full(3, np.nan, dtype)
-    assert column_sums(a, out=out) is out
-    np.testing.assert_array_equal(out, [3, 5, 7])
-    np.testing.assert_array_equal(column_sums(a, out=out, factor=0.5), [4.5, 7.5, 10.5])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
